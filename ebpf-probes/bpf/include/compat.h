@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * One accessor per difference between kernels, each with the change that made
+ * it. Probes read through these and never ask for a version.
+ */
+#ifndef EBPFMETRICS_COMPAT_H
+#define EBPFMETRICS_COMPAT_H
+
+#include "common.h"
+
+/*
+ * Without CONFIG_SCHED_INFO (neither SCHEDSTATS nor TASK_DELAY_ACCT) a task has
+ * no run queue wait.
+ */
+static __always_inline bool has_run_queue_wait(void)
+{
+	return bpf_core_field_exists(((struct sched_info *)0)->run_delay);
+}
+
+/*
+ * The run queue that a task stands on. cfs_rq->rq is there with
+ * CONFIG_FAIR_GROUP_SCHED, and holds for tasks of every scheduling class.
+ */
+static __always_inline bool has_run_queue(void)
+{
+	return bpf_core_field_exists(((struct cfs_rq *)0)->rq);
+}
+
+/* The time of all tasks on a run queue: CONFIG_SCHEDSTATS. */
+static __always_inline bool has_run_queue_cpu_time(void)
+{
+	return bpf_core_field_exists(((struct rq *)0)->rq_cpu_time);
+}
+
+/*
+ * The pid of a task in its own PID namespace. `numbers` is an array of one in
+ * 5.10 and a flexible array since 6.5 (b69f0aeb0689 "pid: Replace struct pid
+ * 1-element array with flex-array"), whose elements a relocation cannot reach:
+ * step over it by hand.
+ */
+static __always_inline u32 namespace_pid(struct task_struct *task)
+{
+	struct pid *pid = task->thread_pid;
+	u32 nr = 0;
+
+	if (!pid)
+		return 0;
+	bpf_probe_read_kernel(&nr, sizeof(nr),
+			      (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+				      (u64)pid->level * bpf_core_type_size(struct upid) +
+				      bpf_core_field_offset(struct upid, nr));
+	return nr;
+}
+
+#endif

@@ -1,0 +1,115 @@
+use std::fmt;
+
+/// The result of everything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of thing is missing or went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller may not use eBPF: a capability is missing, or a security
+    /// module or seccomp filter says no.
+    PermissionDenied,
+    /// The kernel does not carry its own type information (BTF).
+    BtfMissing,
+    /// A tracepoint or iterator that the probe needs is not in this kernel.
+    HookMissing,
+    /// Kernel lockdown forbids reading kernel memory.
+    Lockdown,
+    /// The limit on locked memory is too low; kernels before 5.11 charge eBPF
+    /// maps to it.
+    MemlockLimit,
+    /// The kernel's verifier refused a program; see [`Error::verifier_log`].
+    VerifierRejected,
+    /// A kernel map was too small for what happened; raised only by
+    /// [`Losses::check`](crate::Losses::check), a snapshot itself counts it.
+    MapFull,
+    /// Something that happened could not be counted; raised only by
+    /// [`Losses::check`](crate::Losses::check).
+    EventsLost,
+    /// An option of a builder cannot be met.
+    InvalidOption,
+    /// The eBPF object does not hold what the probe expects of it.
+    InvalidObject,
+    /// The kernel handed over bytes that the probe does not understand.
+    InvalidRecord,
+    /// A system call failed for another reason.
+    System,
+}
+
+/// An error that says what failed, why, and what to do about it.
+///
+/// The text of the error names the missing capability, kernel feature or file
+/// and the remedy; [`kind`](Error::kind) is for programs.
+///
+/// ```
+/// use ebpfmetrics::{CpuProbe, ErrorKind};
+///
+/// match CpuProbe::builder().load() {
+///     Ok(_probe) => {}
+///     Err(error) if error.kind() == ErrorKind::PermissionDenied => eprintln!("{error}"),
+///     Err(error) => eprintln!("not on this machine: {error}"),
+/// }
+/// ```
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    verifier_log: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of a kind, with a text that names what is missing and what to do.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner { kind, message: message.into(), verifier_log: None, source: None }))
+    }
+
+    /// Adds the error that caused this one.
+    #[must_use]
+    pub fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn with_verifier_log(mut self, log: String) -> Self {
+        self.0.verifier_log = Some(log);
+        self
+    }
+
+    /// What kind of thing is missing or went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// What the kernel's verifier had to say, where it refused a program.
+    pub fn verifier_log(&self) -> Option<&str> {
+        self.0.verifier_log.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("message", &self.0.message)
+            .field("source", &self.0.source)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}

@@ -1,0 +1,22 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod btf;
+mod error;
+mod kernel;
+mod loader;
+mod preflight;
+mod probe;
+mod probes;
+mod process;
+mod record;
+mod snapshot;
+mod sys;
+
+pub use error::{Error, ErrorKind, Result};
+pub use kernel::Kernel;
+pub use preflight::{Check, Lockdown, Preflight, Requirements, preflight};
+pub use probe::{AnyProbe, Cost, Degraded, Health, Probe, ProgramCost, Statistics};
+pub use probes::*;
+pub use process::{Comm, ProcessId, ThreadId};
+pub use snapshot::{Losses, Provenance, Snapshot, Source, Window};

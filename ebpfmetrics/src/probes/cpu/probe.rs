@@ -1,0 +1,412 @@
+//! The driver: loads, attaches, reads.
+
+use std::sync::Arc;
+
+use super::{
+    CpuFolded, CpuProcess, CpuSnapshot, CpuThread, CpuTime, CpuUsage,
+    decode::{CpuReading, decode},
+    ledger::{Folded, Ledger},
+    record::{self, ClocksRecord, EndingRecord, ProcessKey, TaskRecord},
+};
+use crate::{
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
+    Result, Source, Window,
+    loader::{Loader, Object, RecordBuffer},
+    preflight::in_initial_pid_namespace,
+    sys,
+};
+
+/// How the CPU time of a process is measured. Both ways give the same figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum CpuAccounting {
+    /// Reads the scheduler's own books at the snapshot. Costs nothing per context
+    /// switch.
+    #[default]
+    Ledger,
+    /// Charges the process that leaves a CPU at every context switch. Costs tens
+    /// of ns per switch; for who wants an independent measurement.
+    SchedSwitch,
+}
+
+/// Measures the CPU time of every process in the kernel.
+///
+/// * **Where it comes from**: a BPF iterator over all tasks (`iter/task`) at the
+///   snapshot; the tracepoints `sched_process_exit` and `sched_process_free` for
+///   processes that end in between; with [`CpuAccounting::SchedSwitch`] also
+///   `sched_switch`. The metrics name their kernel fields.
+/// * **Units**: times are [`Duration`](std::time::Duration)s, exact to the ns.
+/// * **Kernel**: Linux 5.10 with BTF.
+/// * **Capabilities**: `CAP_BPF` and `CAP_PERFMON`, or root.
+/// * **Errors**: as [`preflight`](crate::preflight()) tells beforehand.
+/// * **Scope**: all processes of the machine, if the reader is in the initial PID
+///   namespace; else those of its own namespace, and of all others once they
+///   exit.
+///
+/// Dropping the probe detaches its programs and frees its maps.
+///
+/// ```no_run
+/// use std::{thread::sleep, time::Duration};
+/// use ebpfmetrics::{CpuProbe, Probe};
+///
+/// let mut probe = CpuProbe::builder().load()?;
+/// loop {
+///     sleep(Duration::from_secs(1));
+///     let second = probe.reset()?;
+///     for process in &second.processes {
+///         let percent = process.usage.percent_of_one_cpu(second.window);
+///         println!("{:>7} {:<15} {percent:6.1} %", process.id.pid, process.comm);
+///     }
+/// }
+/// # Ok::<(), ebpfmetrics::Error>(())
+/// ```
+#[must_use = "dropping it detaches the probe"]
+pub struct CpuProbe {
+    object: Object,
+    accounting: CpuAccounting,
+    threads: bool,
+    has_wait: bool,
+    sees_all: bool,
+    online_cpus: usize,
+    window_start_ns: u64,
+    ledger: Ledger,
+    cpus: Vec<KnownCpu>,
+    kernel_losses: Vec<(&'static str, u64)>,
+    provenance: Arc<Provenance>,
+    degraded: Vec<Degraded>,
+    buffer: RecordBuffer,
+}
+
+/// Options of a [`CpuProbe`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing is loaded until load()"]
+pub struct CpuProbeBuilder {
+    accounting: CpuAccounting,
+    threads: bool,
+    max_exited: u32,
+    switch_table_entries: u32,
+}
+
+/// A CPU with its counters since boot, never taken back.
+#[derive(Clone, Copy, Debug)]
+struct KnownCpu {
+    last: CpuReading,
+    baseline: CpuReading,
+}
+
+const SLOTS: u32 = 32_768;
+
+impl CpuProbeBuilder {
+    /// How CPU time is measured; [`CpuAccounting::Ledger`] unless set.
+    pub fn accounting(mut self, accounting: CpuAccounting) -> Self {
+        self.accounting = accounting;
+        self
+    }
+
+    /// Whether snapshots list threads too; they do not unless set.
+    pub fn threads(mut self, threads: bool) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// How many exited processes are listed one by one between two snapshots,
+    /// and in a window; those beyond are counted together. 8,192 unless set.
+    ///
+    /// Kernel memory is taken as they exit: some 350 bytes each.
+    pub fn max_exited(mut self, processes: u32) -> Self {
+        self.max_exited = processes;
+        self
+    }
+
+    /// With [`CpuAccounting::SchedSwitch`], the size of the table of processes,
+    /// rounded up to a power of two; a quarter as many again may share a place.
+    /// 32,768 unless set, which takes 1.5 MiB of kernel memory.
+    pub fn switch_table_entries(mut self, entries: u32) -> Self {
+        self.switch_table_entries = entries;
+        self
+    }
+
+    /// Loads and attaches the probe. Its first window starts here.
+    ///
+    /// # Errors
+    /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
+    pub fn load(self) -> Result<CpuProbe> {
+        let kernel = Kernel::read().map_err(|error| Loader::lacking::<CpuProbe>(error))?;
+        self.load_on(&kernel)
+    }
+
+    /// As [`load`](Self::load), with the description of the kernel at hand.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_on(self, kernel: &Kernel) -> Result<CpuProbe> {
+        let slots = self.slots()?;
+        let switches = self.accounting == CpuAccounting::SchedSwitch;
+        let online_cpus = sys::online_cpus()?;
+        let mut loader = Loader::new(CpuProbe::NAME, CpuProbe::requirements(), ebpf_probes::CPU)
+            .global("account_switches", u8::from(switches))
+            .entries("exited", self.max_exited.max(1));
+        if let Some((run_queues, cpuacct)) = kernel.run_queue_and_cpuacct_offsets() {
+            loader = loader.global("runqueues_offset", run_queues).global("cpuacct_offset", cpuacct);
+        }
+        if switches {
+            loader = loader
+                .global("slot_mask", slots - 1)
+                .entries("slots", slots)
+                .entries("overflow", (slots / 4).max(1))
+                .entries("current_tasks", sys::possible_cpus()?);
+        }
+        let mut object = loader.load(kernel)?;
+        object.load_iterator("cpu_tasks", "task", kernel)?;
+        object.load_callable("cpu_clocks")?;
+        // Ends of processes first: who is seen alive below is not missed later.
+        object.attach("cpu_free", "sched_process_free", kernel)?;
+        object.attach("cpu_exit", "sched_process_exit", kernel)?;
+        if switches {
+            object.attach("cpu_switch", "sched_switch", kernel)?;
+        }
+        CpuProbe::start(object, &self, online_cpus)
+    }
+
+    fn slots(&self) -> Result<u32> {
+        let invalid = |what| Error::new(ErrorKind::InvalidOption, format!("probe cpu: {what}"));
+        if self.max_exited > 1 << 24 {
+            return Err(invalid("max_exited is at most 16,777,216"));
+        }
+        match self.switch_table_entries {
+            1..=0x40_0000 => Ok(self.switch_table_entries.next_power_of_two()),
+            _ => Err(invalid("switch_table_entries is 1 to 4,194,304")),
+        }
+    }
+}
+
+impl CpuProbe {
+    /// The options of a probe, with the ledger and without threads at first.
+    pub fn builder() -> CpuProbeBuilder {
+        CpuProbeBuilder {
+            accounting: CpuAccounting::default(),
+            threads: false,
+            max_exited: 8192,
+            switch_table_entries: SLOTS,
+        }
+    }
+
+    fn start(object: Object, options: &CpuProbeBuilder, online_cpus: usize) -> Result<Self> {
+        let mut probe = Self {
+            object,
+            accounting: options.accounting,
+            threads: options.threads,
+            has_wait: false,
+            sees_all: in_initial_pid_namespace(),
+            online_cpus,
+            window_start_ns: sys::monotonic_ns(),
+            ledger: Ledger::new(options.max_exited as usize),
+            cpus: Vec::new(),
+            kernel_losses: Vec::new(),
+            provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
+            degraded: Vec::new(),
+            buffer: RecordBuffer::default(),
+        };
+        let end_ns = probe.read()?;
+        probe.describe();
+        probe.rebase(end_ns)?;
+        Ok(probe)
+    }
+
+    /// Brings the books up to date; returns the moment they are of.
+    fn read(&mut self) -> Result<u64> {
+        let clock_offset_ns = self.clock_offset()?;
+        let now_ns = sys::monotonic_ns();
+        self.object.iterate("cpu_tasks", &mut self.buffer)?;
+        // After the pass: who is gone by now is in the final records, or will be.
+        let ended = self.object.take_all::<ProcessKey, TaskRecord>("exited")?;
+        let ending = self.object.read_all::<ProcessKey, EndingRecord>("ending")?;
+        let folded = Folded::sum(&self.object.per_cpu("folded", 0)?);
+
+        let pass = decode(self.buffer.bytes(), clock_offset_ns, self.threads)?;
+        if let Some(process) = pass.processes.first() {
+            self.has_wait = process.leader.has(record::task_flags::HAS_RUN_QUEUE_WAIT);
+        }
+        self.ledger.live(pass.processes, now_ns);
+        self.ledger.live_threads(pass.threads);
+        self.ledger.ended(ended.into_iter().map(|(_, record)| record));
+        self.ledger.kernel_folded(folded);
+        if self.sees_all {
+            // In another PID namespace a zombie cannot be told from the gone.
+            let taken = self.ledger.overdue(&ending, now_ns);
+            self.object.delete("ending", &taken)?;
+        }
+        self.update_cpus(pass.cpus);
+        Ok(now_ns)
+    }
+
+    /// How far the clock of BPF is ahead of the scheduler's.
+    ///
+    /// Asking for one's own CPU time makes the scheduler update itself between
+    /// the two readings of our clock. A tick that comes before its clock is read
+    /// makes the difference too small, never too large: take the largest.
+    fn clock_offset(&mut self) -> Result<Option<u64>> {
+        let mut offset = None;
+        for _ in 0..8 {
+            let before = sys::monotonic_ns();
+            sys::thread_cpu_time_ns();
+            let after = sys::monotonic_ns();
+            self.object.call("cpu_clocks")?;
+            let clocks: ClocksRecord = self.object.element("clocks", 0)?;
+            if clocks.set == 0 {
+                return Ok(None);
+            }
+            let difference = (before + (after - before) / 2).wrapping_sub(clocks.scheduler_ns);
+            // compared as signed: either clock may be ahead
+            offset = offset.max(Some(difference as i64));
+        }
+        Ok(offset.map(|offset| offset as u64))
+    }
+
+    fn update_cpus(&mut self, readings: Vec<CpuReading>) {
+        for now in readings {
+            match self.cpus.binary_search_by_key(&now.cpu, |known| known.last.cpu) {
+                Ok(index) => {
+                    let last = &mut self.cpus[index].last;
+                    // absent while a CPU was just switching
+                    last.idle_ns = last.idle_ns.max(now.idle_ns);
+                    last.interrupted_ns = last.interrupted_ns.max(now.interrupted_ns);
+                }
+                Err(index) => self.cpus.insert(index, KnownCpu { last: now, baseline: now }),
+            }
+        }
+    }
+
+    /// Starts a window at a moment that has just been read.
+    fn rebase(&mut self, now_ns: u64) -> Result<()> {
+        self.kernel_losses = self.object.losses(record::LOSSES)?;
+        self.ledger.rebase();
+        for cpu in &mut self.cpus {
+            cpu.baseline = cpu.last;
+        }
+        self.window_start_ns = now_ns;
+        Ok(())
+    }
+
+    fn window_losses(&self) -> Result<Losses> {
+        let now = self.object.losses(record::LOSSES)?;
+        let before = self.kernel_losses.iter().map(|(_, count)| count);
+        let kernel = now.iter().zip(before).map(|((cause, now), before)| (*cause, now - before));
+        let missing = ("exit_record_missing", self.ledger.exit_record_missing);
+        Ok(Losses::new(kernel.chain([missing])))
+    }
+
+    fn take_snapshot(&mut self) -> Result<CpuSnapshot> {
+        let end_ns = self.read()?;
+        let row = |known| CpuProcess::new(known, self.accounting, self.has_wait);
+        let folded = self.ledger.folded();
+        Ok(CpuSnapshot {
+            window: Window { start_ns: self.window_start_ns, end_ns },
+            accounting: self.accounting,
+            processes: self.ledger.processes().into_iter().map(row).collect(),
+            threads: (self.ledger.threads().iter())
+                .map(|thread| CpuThread::new(thread, self.has_wait))
+                .collect(),
+            folded: CpuFolded {
+                processes: folded.processes,
+                usage: CpuUsage::new(&folded.totals, self.accounting, self.has_wait),
+            },
+            cpus: self.cpus.iter().map(KnownCpu::in_window).collect(),
+            online_cpus: self.online_cpus,
+            losses: self.window_losses()?,
+            provenance: Arc::clone(&self.provenance),
+        })
+    }
+
+    /// Writes down where the figures come from, and what does not.
+    fn describe(&mut self) {
+        let switches = self.accounting == CpuAccounting::SchedSwitch;
+        let wait = self.has_wait.then_some("iter/task: task->sched_info.run_delay");
+        let idle = self.cpus.iter().all(|cpu| cpu.last.idle_ns.is_some()) && !self.cpus.is_empty();
+        let source = |metric, source| Source { metric, source };
+        let sources = vec![
+            source(
+                "cpu_time",
+                Some(match switches {
+                    false => "iter/task: task->se.sum_exec_runtime",
+                    true => "tp_btf/sched_switch: growth of prev->se.sum_exec_runtime",
+                }),
+            ),
+            source("user", Some("iter/task: task->utime, scaled to the CPU time")),
+            source("system", Some("iter/task: task->stime, scaled to the CPU time")),
+            source("voluntary_switches", Some("iter/task: task->nvcsw")),
+            source("involuntary_switches", Some("iter/task: task->nivcsw")),
+            source("run_queue_wait", wait),
+            source("migrations", Some("iter/task: task->se.nr_migrations")),
+            source("idle", idle.then_some("iter/task: rq->rq_cpu_time, or root_cpuacct_cpuusage")),
+            source("exited", Some("tp_btf/sched_process_free: task->signal")),
+        ];
+        self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
+
+        let mut degraded = |missing: bool, feature, reason: &str| {
+            if missing {
+                self.degraded.push(Degraded { feature, reason: reason.to_owned() });
+            }
+        };
+        degraded(!self.has_wait, "run_queue_wait", "the kernel lacks CONFIG_SCHED_INFO");
+        degraded(
+            !idle && self.sees_all,
+            "idle",
+            "the kernel lacks CONFIG_SCHEDSTATS, and CONFIG_CGROUP_CPUACCT or per-CPU variables in BTF",
+        );
+        degraded(
+            !self.sees_all,
+            "processes of other PID namespaces",
+            "not in the initial PID namespace: they show when they exit, not while they live",
+        );
+    }
+}
+
+impl KnownCpu {
+    fn in_window(&self) -> CpuTime {
+        let ns = |now: u64, before: u64| std::time::Duration::from_nanos(now.saturating_sub(before));
+        CpuTime {
+            cpu: self.last.cpu,
+            idle: self.last.idle_ns.zip(self.baseline.idle_ns).map(|(now, before)| ns(now, before)),
+            interrupted: ns(self.last.interrupted_ns, self.baseline.interrupted_ns),
+        }
+    }
+}
+
+impl Probe for CpuProbe {
+    type Snapshot = CpuSnapshot;
+
+    const NAME: &'static str = "cpu";
+
+    fn requirements() -> Requirements {
+        Requirements {
+            tracepoints: &["sched_process_exit", "sched_process_free", "sched_switch"],
+            iterators: &["task"],
+        }
+    }
+
+    fn snapshot(&mut self) -> Result<CpuSnapshot> {
+        self.take_snapshot()
+    }
+
+    fn reset(&mut self) -> Result<CpuSnapshot> {
+        let snapshot = self.take_snapshot()?;
+        self.rebase(snapshot.window.end_ns)?;
+        Ok(snapshot)
+    }
+
+    fn health(&self) -> Result<Health> {
+        Ok(Health { degraded: self.degraded.clone(), ..self.object.health()? })
+    }
+
+    fn cost(&self) -> Result<Cost> {
+        self.object.cost()
+    }
+}
+
+impl std::fmt::Debug for CpuProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuProbe").field("accounting", &self.accounting).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,148 @@
+//! The records of `ebpf-probes/bpf/cpu.bpf.c`.
+
+use crate::{ProcessId, ThreadId, record::record};
+
+/// `enum cpu_loss`, in its order and by its names.
+pub(super) const LOSSES: &[&str] = &["exit_state_full", "switch_unmatched", "switch_table_full"];
+
+pub(super) const RECORD_TASK: u32 = 1;
+pub(super) const RECORD_CPU: u32 = 2;
+
+/// `enum task_flags`
+pub(super) mod task_flags {
+    pub(in super::super) const RUNNING_NOW: u32 = 1 << 0;
+    pub(in super::super) const SWITCHED_IN: u32 = 1 << 1;
+    pub(in super::super) const HAS_RUN_QUEUE_WAIT: u32 = 1 << 2;
+    pub(in super::super) const KERNEL_THREAD: u32 = 1 << 3;
+}
+
+/// `enum cpu_flags`
+pub(super) mod cpu_flags {
+    pub(in super::super) const HAS_IDLE: u32 = 1 << 0;
+    pub(in super::super) const IDLE_LACKS_CLOCK_OFFSET: u32 = 1 << 1;
+    pub(in super::super) const IDLE_HOLDS_INTERRUPTED: u32 = 1 << 2;
+}
+
+record! {
+    /// One task, or a process that has ended.
+    struct TaskRecord = "cpu_task_record" {
+        kind: u32,
+        size: u32,
+        tgid: u32,
+        tid: u32,
+        process_start_ns: u64,
+        thread_start_ns: u64,
+        sum_exec_ns: u64,
+        dead_sum_exec_ns: u64,
+        running_raw_ns: u64,
+        charged_ns: u64,
+        switched_in_ns: u64,
+        user_ns: u64,
+        system_ns: u64,
+        dead_user_ns: u64,
+        dead_system_ns: u64,
+        voluntary_switches: u64,
+        involuntary_switches: u64,
+        dead_voluntary_switches: u64,
+        dead_involuntary_switches: u64,
+        run_queue_wait_ns: u64,
+        migrations: u64,
+        dead_run_queue_wait_ns: u64,
+        dead_migrations: u64,
+        cgroup_id: u64,
+        parent_start_ns: u64,
+        ended_ns: u64,
+        parent_tgid: u32,
+        uid: u32,
+        namespace_pid: u32,
+        threads: u32,
+        cpu: u32,
+        flags: u32,
+        comm: [u8; 16],
+    }
+}
+
+impl TaskRecord {
+    pub(super) fn process(&self) -> ProcessId {
+        ProcessId { pid: self.tgid, start_time_ns: self.process_start_ns }
+    }
+
+    pub(super) fn thread(&self) -> ThreadId {
+        ThreadId { tid: self.tid, start_time_ns: self.thread_start_ns }
+    }
+
+    pub(super) fn is_leader(&self) -> bool {
+        self.tid == self.tgid
+    }
+
+    pub(super) fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+record! {
+    /// One CPU.
+    struct CpuRecord = "cpu_cpu_record" {
+        kind: u32,
+        size: u32,
+        cpu: u32,
+        flags: u32,
+        now_ns: u64,
+        idle_ns: u64,
+        interrupted_ns: u64,
+    }
+}
+
+record! {
+    /// The key of a process in maps.
+    struct ProcessKey = "process_key" {
+        start_ns: u64,
+        tgid: u32,
+        padding: u32,
+    }
+}
+
+record! {
+    /// A process between its first exiting thread and its release.
+    struct EndingRecord = "cpu_ending_record" {
+        run_queue_wait_ns: u64,
+        migrations: u64,
+        threads: u32,
+        last_is_set: u32,
+        last: TaskRecord,
+    }
+}
+
+record! {
+    /// The sum of the ended processes that found no room.
+    struct FoldedRecord = "cpu_folded_record" {
+        processes: u64,
+        sum_exec_ns: u64,
+        charged_ns: u64,
+        user_ns: u64,
+        system_ns: u64,
+        voluntary_switches: u64,
+        involuntary_switches: u64,
+        run_queue_wait_ns: u64,
+        migrations: u64,
+    }
+}
+
+record! {
+    /// The scheduler's clock as the caller found it.
+    struct ClocksRecord = "cpu_clocks_record" {
+        scheduler_ns: u64,
+        set: u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    crate::record::layout_test!(
+        ebpf_probes::CPU,
+        [TaskRecord, CpuRecord, ProcessKey, EndingRecord, FoldedRecord, ClocksRecord]
+    );
+    crate::record::losses_test!(ebpf_probes::CPU, "cpu_loss", LOSSES);
+}

@@ -1,0 +1,142 @@
+//! Records as the kernel side writes them.
+
+/// A record that C and Rust both define, and how to tell that they agree.
+#[cfg_attr(not(test), expect(dead_code, reason = "the layout is what the tests compare"))]
+pub(crate) trait Record: bytemuck::Pod {
+    /// The name of the struct in C.
+    const C_NAME: &'static str;
+    /// Name, offset and size of every field.
+    const FIELDS: &'static [(&'static str, usize, usize)];
+}
+
+/// Defines the Rust side of a record. `layout_test!` compares it with the
+/// object's own BTF.
+macro_rules! record {
+    ($(#[$meta:meta])* struct $name:ident = $c_name:literal {
+        $($(#[$field_meta:meta])* $field:ident: $type:ty,)*
+    }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+        pub(super) struct $name {
+            $($(#[$field_meta])* pub(super) $field: $type,)*
+        }
+
+        impl $crate::record::Record for $name {
+            const C_NAME: &'static str = $c_name;
+            const FIELDS: &'static [(&'static str, usize, usize)] = &[
+                $((
+                    stringify!($field),
+                    core::mem::offset_of!($name, $field),
+                    core::mem::size_of::<$type>(),
+                ),)*
+            ];
+        }
+    };
+}
+pub(crate) use record;
+
+/// Compares the records of a module with the structs in the BTF of its object:
+/// names, offsets and sizes of all fields, and no struct without a mirror.
+#[cfg(test)]
+macro_rules! layout_test {
+    ($object:expr, [$($record:ty),* $(,)?]) => {
+        #[test]
+        fn records_match_the_object() {
+            use $crate::record::Record;
+            $crate::record::compare(
+                $object,
+                &[$((<$record>::C_NAME, size_of::<$record>(), <$record>::FIELDS),)*],
+            );
+        }
+    };
+}
+
+/// Compares the names of losses with the enum in the BTF of the object.
+#[cfg(test)]
+macro_rules! losses_test {
+    ($object:expr, $enumeration:literal, $names:expr) => {
+        #[test]
+        fn losses_match_the_object() {
+            $crate::record::compare_losses($object, $enumeration, $names);
+        }
+    };
+}
+
+#[cfg(test)]
+pub(crate) use {layout_test, losses_test};
+
+#[cfg(test)]
+pub(crate) use comparison::{compare, compare_losses};
+
+#[cfg(test)]
+mod comparison {
+    use btf_rs::{Btf, Type};
+    use object::{Object as _, ObjectSection as _};
+
+    type Fields = &'static [(&'static str, usize, usize)];
+
+    fn btf(object: &[u8]) -> Btf {
+        let file = object::File::parse(object).unwrap();
+        Btf::from_bytes(file.section_by_name(".BTF").unwrap().data().unwrap()).unwrap()
+    }
+
+    pub(crate) fn compare(object: &[u8], records: &[(&str, usize, Fields)]) {
+        let btf = btf(object);
+        for (name, size, fields) in records {
+            let found = btf.resolve_types_by_name(name).unwrap();
+            let Some(Type::Struct(c)) = found.iter().find(|t| matches!(t, Type::Struct(_))) else {
+                panic!("no struct {name} in the object");
+            };
+            assert_eq!(c.size(), *size, "size of {name}");
+            let in_c: Vec<_> = (c.members.iter())
+                .map(|member| {
+                    let name = btf.resolve_name(member).unwrap();
+                    let of = btf.resolve_chained_type(member).unwrap();
+                    (name, member.bit_offset() as usize / 8, size_of_type(&btf, of))
+                })
+                .collect();
+            let in_rust: Vec<_> =
+                fields.iter().map(|(name, offset, size)| ((*name).to_owned(), *offset, *size)).collect();
+            assert_eq!(in_c, in_rust, "fields of {name}");
+        }
+        for id in 1.. {
+            let Ok(t) = btf.resolve_type_by_id(id) else { break };
+            if let Type::Struct(c) = t {
+                let name = btf.resolve_name(&c).unwrap_or_default();
+                let known = records.iter().any(|(known, ..)| *known == name);
+                assert!(known || !name.ends_with("_record"), "struct {name} has no mirror in Rust");
+            }
+        }
+    }
+
+    fn size_of_type(btf: &Btf, t: Type) -> usize {
+        match t {
+            Type::Int(int) => int.size(),
+            Type::Struct(s) => s.size(),
+            Type::Array(array) => {
+                array.len() * size_of_type(btf, btf.resolve_chained_type(&array).unwrap())
+            }
+            Type::Typedef(alias) => size_of_type(btf, btf.resolve_chained_type(&alias).unwrap()),
+            other => panic!("unexpected in a record: {other:?}"),
+        }
+    }
+
+    pub(crate) fn compare_losses(object: &[u8], enumeration: &str, names: &[&str]) {
+        let btf = btf(object);
+        let found = btf.resolve_types_by_name(enumeration).unwrap();
+        let Some(Type::Enum(c)) = found.first() else { panic!("no enum {enumeration}") };
+        let prefix = format!("{}_", enumeration.to_uppercase());
+        let mut in_c: Vec<_> = (c.members.iter())
+            .filter_map(|member| {
+                let name = btf.resolve_name(member).unwrap();
+                Some((member.val(), name.strip_prefix(&prefix)?.to_lowercase()))
+            })
+            .collect();
+        in_c.sort();
+        let in_rust: Vec<_> = (names.iter().enumerate())
+            .map(|(value, name)| (value as u32, (*name).to_owned()))
+            .collect();
+        assert_eq!(in_c, in_rust);
+    }
+}

@@ -1,0 +1,165 @@
+//! System calls that aya 0.14 does not wrap.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use bytemuck::Pod;
+
+use crate::{Error, ErrorKind, Result};
+
+/// `struct { .. } batch` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// `enum bpf_cmd`
+#[derive(Clone, Copy)]
+enum Command {
+    LookupBatch = 24,
+    LookupAndDeleteBatch = 25,
+    DeleteBatch = 27,
+}
+
+fn bpf(command: Command, attr: &mut BatchAttr) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "aya 0.14 has no batch operations")]
+    // SAFETY: attr outlives the call and is as long as its given size; the
+    // callers below point it at buffers of the length that they state.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attr),
+            size_of::<BatchAttr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Every entry of a hash map; the key and value types have the map's sizes.
+pub(crate) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    batches(map, Command::LookupBatch)
+}
+
+/// As [`read_all`], and takes the entries out of the map.
+pub(crate) fn take_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    batches(map, Command::LookupAndDeleteBatch)
+}
+
+fn batches<K: Pod, V: Pod>(map: BorrowedFd<'_>, command: Command) -> io::Result<Vec<(K, V)>> {
+    // Room for the largest cursor of any map type: a hash map's is a bucket
+    // number, others use a key.
+    let (mut cursor, mut next) = ([0_u8; 64], [0_u8; 64]);
+    let mut first = true;
+    let mut chunk = 512;
+    let mut entries = Vec::new();
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    loop {
+        keys.resize(chunk, K::zeroed());
+        values.resize(chunk, V::zeroed());
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { cursor.as_ptr() as u64 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: chunk as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        let result = bpf(command, &mut attr);
+        match result.as_ref().map_err(io::Error::raw_os_error) {
+            Ok(()) | Err(Some(libc::ENOENT)) => {
+                let count = attr.count as usize;
+                entries.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+                if result.is_err() {
+                    return Ok(entries); // ENOENT: the map has no more
+                }
+                cursor = next;
+                first = false;
+            }
+            // one bucket holds more than the chunk
+            Err(Some(libc::ENOSPC)) => chunk *= 2,
+            Err(Some(libc::EINTR)) => {}
+            Err(_) => return result.map(|()| entries),
+        }
+    }
+}
+
+/// Deletes entries; those already gone are no error.
+pub(crate) fn delete_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
+    while !keys.is_empty() {
+        let mut attr = BatchAttr {
+            keys: keys.as_ptr() as u64,
+            count: keys.len() as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        match bpf(Command::DeleteBatch, &mut attr).map_err(|e| (e.raw_os_error(), e)) {
+            Ok(()) => return Ok(()),
+            // stopped at a key that is gone: step over it
+            Err((Some(libc::ENOENT), _)) => keys = &keys[(attr.count as usize + 1).min(keys.len())..],
+            Err((Some(libc::EINTR), _)) => {}
+            Err((_, error)) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Gives memory back that parsing the kernel's BTF left in malloc's hands (14 MiB).
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "no crate wraps malloc_trim")]
+    // SAFETY: malloc_trim takes no pointer and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns()`.
+pub(crate) fn monotonic_ns() -> u64 {
+    nanoseconds(rustix::time::ClockId::Monotonic)
+}
+
+/// CPU time of the calling thread. Asking makes the scheduler bring the books of
+/// this CPU up to date, which is what the callers are after.
+pub(crate) fn thread_cpu_time_ns() -> u64 {
+    nanoseconds(rustix::time::ClockId::ThreadCPUTime)
+}
+
+fn nanoseconds(clock: rustix::time::ClockId) -> u64 {
+    let time = rustix::time::clock_gettime(clock);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// How many CPUs are online.
+pub(crate) fn online_cpus() -> Result<usize> {
+    cpus("online").map(|ranges| ranges.map(|(first, last)| (last - first + 1) as usize).sum())
+}
+
+/// One more than the highest number that a CPU may ever have here.
+pub(crate) fn possible_cpus() -> Result<u32> {
+    cpus("possible").map(|ranges| ranges.map(|(_, last)| last + 1).max().unwrap_or(1))
+}
+
+/// Ranges such as `0-3,8` in sysfs.
+fn cpus(which: &str) -> Result<impl Iterator<Item = (u32, u32)>> {
+    let path = format!("/sys/devices/system/cpu/{which}");
+    let invalid = || Error::new(ErrorKind::System, format!("{path} cannot be read"));
+    let text = std::fs::read_to_string(&path).map_err(|error| invalid().with_source(error))?;
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    let ranges: Option<Vec<_>> = text.trim().split(',').map(range).collect();
+    ranges.map(Vec::into_iter).ok_or_else(invalid)
+}

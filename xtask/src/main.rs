@@ -1,0 +1,29 @@
+//! What a contributor runs: `cargo xtask COMMAND`.
+
+mod build_bpf;
+mod vm;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Contributor commands of ebpfmetrics")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile every BPF object from C with the pinned clang.
+    BuildBpf(build_bpf::Args),
+    /// Run the test suite on other kernels, in virtual machines.
+    Vm(vm::Args),
+}
+
+fn main() -> Result<()> {
+    match Args::parse().command {
+        Command::BuildBpf(args) => build_bpf::run(&args),
+        Command::Vm(args) => vm::run(&args),
+    }
+}
