@@ -69,6 +69,7 @@ struct cpu_task_record {
 	 * User space knows how far these clocks are apart.
 	 */
 	u64 running_raw_ns;
+	u64 running_at_ns; /* that moment, CLOCK_MONOTONIC */
 	u64 charged_ns; /* SchedSwitch: of the whole process */
 	u64 switched_in_ns; /* SchedSwitch: sum_exec_ns when this task came on its CPU */
 	u64 user_ns;
@@ -288,11 +289,16 @@ int BPF_PROG(cpu_switch, bool preempt, struct task_struct *prev, struct task_str
 	if (!tgid) /* idle */
 		return 0;
 	if (came_tid != tid || !signal) {
-		if (signal || current->primed_tid != tid) {
+		if (!signal && current->primed_tid == tid) {
+			came_with = current->primed_sum_exec_ns;
+		} else if (is_fair(prev) && has_sum_at_pick()) {
+			/* a switch that some kernels hide: the scheduler itself remembers */
+			/* by helper: the compiler would merge a load with that above, of a map */
+			bpf_core_read(&came_with, sizeof(came_with), &prev->se.prev_sum_exec_runtime);
+		} else {
 			count_loss(CPU_LOSS_SWITCH_UNMATCHED);
 			return 0;
 		}
-		came_with = current->primed_sum_exec_ns;
 		signal = signal_of(prev);
 	}
 	ran = prev->se.sum_exec_runtime - came_with;
@@ -348,7 +354,8 @@ static __always_inline void read_running(struct cpu_task_record *r, struct task_
 		u64 behind = *(volatile u64 *)&rq->clock - task_clock;
 
 		r->sum_exec_ns = *(volatile u64 *)&task->se.sum_exec_runtime;
-		r->running_raw_ns = bpf_ktime_get_ns() - behind - start;
+		r->running_at_ns = bpf_ktime_get_ns();
+		r->running_raw_ns = r->running_at_ns - behind - start;
 		if (*(volatile u64 *)&task->se.exec_start == start &&
 		    *(volatile u64 *)&rq->clock_task == task_clock)
 			break;

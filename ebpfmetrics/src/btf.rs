@@ -96,11 +96,23 @@ mod tests {
     fn sample() -> Vec<u8> {
         let strings = b"\0a\0b\0.data..percpu\0";
         let types: [u32; 4 + 4 + 3 + 6] = [
-            1, 1 << 24, 4, 32, // int a
-            3, KIND_VAR << 24, 1, 0, // int b
-            5, KIND_DATASEC << 24 | 2, 128, // section of two
-            7, 0x20, 4, // some other variable
-            2, 0x40, 4, // b
+            1,
+            1 << 24,
+            4,
+            32, // int a
+            3,
+            KIND_VAR << 24,
+            1,
+            0, // int b
+            5,
+            KIND_DATASEC << 24 | 2,
+            128, // section of two
+            7,
+            0x20,
+            4, // some other variable
+            2,
+            0x40,
+            4, // b
         ];
         let types: &[u8] = bytemuck::cast_slice(&types);
         let mut btf = Vec::new();

@@ -2,8 +2,7 @@
 
 use std::{
     error::Error as StdError,
-    fs,
-    io,
+    fs, io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
@@ -72,7 +71,8 @@ impl Loader {
             }
             result => result,
         };
-        let ebpf = ebpf.map_err(|error| self.explain("creating its maps", Some(Box::new(error))))?;
+        let ebpf =
+            ebpf.map_err(|error| self.explain("creating its maps", Some(Box::new(error))))?;
         Ok(Object { ebpf, loader: self })
     }
 
@@ -198,7 +198,11 @@ impl Object {
         if let ProgramError::LoadError { io_error, verifier_log } = &error {
             let log = verifier_log.to_string();
             // The verifier's complaint comes last but for its statistics.
-            let verdict = log.lines().rev().find(|l| !l.is_empty() && !l.starts_with("processed"));
+            let statistics = ["processed ", "stack depth ", "verification time "];
+            let verdict = log
+                .lines()
+                .rev()
+                .find(|l| !l.is_empty() && !statistics.iter().any(|start| l.starts_with(start)));
             if let Some(verdict) = verdict.filter(|_| !permission_denied(io_error)) {
                 let text = format!(
                     "probe {}: the kernel's verifier refused {program}: {verdict}",

@@ -273,8 +273,7 @@ fn lockdown() -> Lockdown {
 /// cgroup. Nothing in user space tells which but the version; it only decides
 /// what advice is given.
 fn charges_memlock() -> bool {
-    procfs::KernelVersion::current()
-        .is_ok_and(|version| (version.major, version.minor) < (5, 11))
+    procfs::KernelVersion::current().is_ok_and(|version| (version.major, version.minor) < (5, 11))
 }
 
 fn memlock_limit() -> Option<u64> {

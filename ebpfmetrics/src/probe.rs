@@ -59,47 +59,82 @@ pub trait Probe: Send + 'static {
     fn cost(&self) -> Result<Cost>;
 }
 
-/// [`Probe`] as a trait object.
+/// A [`Probe`] of any kind, for a set of probes that is chosen at run time.
+///
+/// Its snapshots are [`Snapshot`]s; the concrete type is behind
+/// [`Any`](std::any::Any).
 ///
 /// ```no_run
 /// use ebpfmetrics::{AnyProbe, CpuProbe};
 ///
-/// let mut probes: Vec<Box<dyn AnyProbe>> = vec![Box::new(CpuProbe::builder().load()?)];
+/// let mut probes = vec![AnyProbe::new(CpuProbe::builder().load()?)];
 /// for probe in &mut probes {
 ///     println!("{}: {:?}", probe.name(), probe.snapshot()?.window().duration());
 /// }
 /// # Ok::<(), ebpfmetrics::Error>(())
 /// ```
-pub trait AnyProbe: Send {
-    /// [`Probe::NAME`]
-    fn name(&self) -> &'static str;
+#[must_use = "dropping it detaches the probe"]
+pub struct AnyProbe(Box<dyn Erased>);
 
-    /// [`Probe::snapshot`]; the concrete type is behind [`Any`](std::any::Any).
+impl AnyProbe {
+    /// Hides what kind of probe it is.
+    pub fn new(probe: impl Probe) -> Self {
+        Self(Box::new(probe))
+    }
+
+    /// [`Probe::NAME`]
+    pub fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    /// [`Probe::snapshot`]
     ///
     /// # Errors
     /// As [`Probe::snapshot`].
-    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>>;
+    pub fn snapshot(&mut self) -> Result<Box<dyn Snapshot>> {
+        self.0.snapshot()
+    }
 
     /// [`Probe::reset`]
     ///
     /// # Errors
     /// As [`Probe::reset`].
-    fn reset(&mut self) -> Result<Box<dyn Snapshot>>;
+    pub fn reset(&mut self) -> Result<Box<dyn Snapshot>> {
+        self.0.reset()
+    }
 
     /// [`Probe::health`]
     ///
     /// # Errors
     /// As [`Probe::health`].
-    fn health(&self) -> Result<Health>;
+    pub fn health(&self) -> Result<Health> {
+        self.0.health()
+    }
 
     /// [`Probe::cost`]
     ///
     /// # Errors
     /// As [`Probe::cost`].
+    pub fn cost(&self) -> Result<Cost> {
+        self.0.cost()
+    }
+}
+
+impl std::fmt::Debug for AnyProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("AnyProbe").field(&self.name()).finish()
+    }
+}
+
+trait Erased: Send {
+    fn name(&self) -> &'static str;
+    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>>;
+    fn reset(&mut self) -> Result<Box<dyn Snapshot>>;
+    fn health(&self) -> Result<Health>;
     fn cost(&self) -> Result<Cost>;
 }
 
-impl<P: Probe> AnyProbe for P {
+impl<P: Probe> Erased for P {
     fn name(&self) -> &'static str {
         P::NAME
     }

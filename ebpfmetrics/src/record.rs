@@ -96,8 +96,10 @@ mod comparison {
                     (name, member.bit_offset() as usize / 8, size_of_type(&btf, of))
                 })
                 .collect();
-            let in_rust: Vec<_> =
-                fields.iter().map(|(name, offset, size)| ((*name).to_owned(), *offset, *size)).collect();
+            let in_rust: Vec<_> = fields
+                .iter()
+                .map(|(name, offset, size)| ((*name).to_owned(), *offset, *size))
+                .collect();
             assert_eq!(in_c, in_rust, "fields of {name}");
         }
         for id in 1.. {

@@ -107,7 +107,9 @@ pub(crate) fn delete_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Res
         match bpf(Command::DeleteBatch, &mut attr).map_err(|e| (e.raw_os_error(), e)) {
             Ok(()) => return Ok(()),
             // stopped at a key that is gone: step over it
-            Err((Some(libc::ENOENT), _)) => keys = &keys[(attr.count as usize + 1).min(keys.len())..],
+            Err((Some(libc::ENOENT), _)) => {
+                keys = &keys[(attr.count as usize + 1).min(keys.len())..]
+            }
             Err((Some(libc::EINTR), _)) => {}
             Err((_, error)) => return Err(error),
         }

@@ -1,1 +1,18 @@
-//! x
+//! What the tests and their workloads share: oracles, children that cannot be
+//! left behind, and honest skips.
+#![expect(missing_docs, reason = "not published")]
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod child;
+mod machine;
+mod oracle;
+mod privilege;
+
+pub use child::{Workload, die_with_parent, exit_thread, fork_and_wait, in_pid_namespace};
+pub use machine::{Kernel, kernel, needs_kernel, poll, support};
+pub use oracle::{
+    LoadedObjects, ProcStat, Schedstat, hidden_tasks_ns, loaded_objects, monotonic_ns, proc_stat,
+    process_cpu_ns, schedstat, schedstat_of_thread, status_field, thread_cpu_ns, thread_ids,
+    total_idle,
+};
+pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock};

@@ -26,6 +26,20 @@ static __always_inline bool has_run_queue(void)
 	return bpf_core_field_exists(((struct cfs_rq *)0)->rq);
 }
 
+/*
+ * Whether a task is of the fair class, which keeps prev_sum_exec_runtime: the
+ * CPU time that the task had when it was picked to run.
+ */
+static __always_inline bool is_fair(struct task_struct *task)
+{
+	return task->prio >= 100; /* MAX_RT_PRIO */
+}
+
+static __always_inline bool has_sum_at_pick(void)
+{
+	return bpf_core_field_exists(((struct sched_entity *)0)->prev_sum_exec_runtime);
+}
+
 /* The time of all tasks on a run queue: CONFIG_SCHEDSTATS. */
 static __always_inline bool has_run_queue_cpu_time(void)
 {

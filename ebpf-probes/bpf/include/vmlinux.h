@@ -74,6 +74,7 @@ struct cfs_rq {
 struct sched_entity {
 	u64 exec_start;
 	u64 sum_exec_runtime;
+	u64 prev_sum_exec_runtime;
 	u64 nr_migrations;
 	struct cfs_rq *cfs_rq;
 };
@@ -122,7 +123,7 @@ struct signal_struct {
 struct task_struct {
 	int on_cpu;
 	unsigned int flags;
-	int exit_state;
+	int prio;
 	int pid;
 	int tgid;
 	struct sched_entity se;

@@ -44,6 +44,7 @@ pub(super) struct KnownThread {
     pub(super) id: ThreadId,
     pub(super) process: ProcessId,
     pub(super) comm: Comm,
+    pub(super) running_at_ns: Option<u64>,
     last: Totals,
     baseline: Totals,
 }
@@ -243,10 +244,13 @@ impl Ledger {
                 id,
                 process: thread.record.process(),
                 comm: Comm::from_bytes(thread.record.comm),
+                running_at_ns: None,
                 last: Totals::default(),
                 baseline: Totals::default(),
             });
             known.comm = Comm::from_bytes(thread.record.comm);
+            let running = thread.record.has(task_flags::RUNNING_NOW);
+            known.running_at_ns = running.then_some(thread.record.running_at_ns);
             known.last = advance(&known.last, &thread.totals);
             self.threads.push(known);
         }

@@ -35,6 +35,7 @@ record! {
         sum_exec_ns: u64,
         dead_sum_exec_ns: u64,
         running_raw_ns: u64,
+        running_at_ns: u64,
         charged_ns: u64,
         switched_in_ns: u64,
         user_ns: u64,

@@ -142,6 +142,9 @@ pub struct CpuThread {
     pub process: ProcessId,
     /// Its name.
     pub comm: Comm,
+    /// If it was on a CPU: the moment that its counters are of, in ns of
+    /// `CLOCK_MONOTONIC`. `None` if it was not, its counters stood still then.
+    pub running_at_ns: Option<u64>,
     /// What it did with the CPUs in the window. Always by the ledger: switches
     /// are charged to processes.
     #[cfg_attr(feature = "serde", serde(flatten))]
@@ -154,6 +157,7 @@ impl CpuThread {
             id: known.id,
             process: known.process,
             comm: known.comm,
+            running_at_ns: known.running_at_ns,
             usage: CpuUsage::new(&known.counters(), CpuAccounting::Ledger, has_wait),
         }
     }

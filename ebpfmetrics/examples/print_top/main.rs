@@ -1,0 +1,168 @@
+//! What every process does with the CPUs, as a live table like that of `top`, or
+//! as one line of JSON per interval.
+//!
+//! ```text
+//! cargo run --release --example print_top -- --interval 500ms --sort wait
+//! cargo run --release --example print_top -- --json --count 3
+//! ```
+//!
+//! It needs `CAP_BPF` and `CAP_PERFMON`, or root; without, it says what is missing
+//! and `--preflight` says it in full. Percentages are of one CPU unless they say
+//! otherwise: 100 is one CPU busy. Where the output is no terminal, the tables
+//! follow one another, without colours.
+//!
+//! The exit code is 0 after the last interval, on Ctrl-C and when the reader of
+//! the output closes its pipe, 1 on an error and 2 on wrong arguments.
+
+mod screen;
+mod table;
+
+use std::{
+    io::{self, IsTerminal, Write, stdout},
+    process::{self, ExitCode},
+};
+
+use clap::{Parser, ValueEnum};
+use crossbeam_channel::{bounded, select, tick};
+use ebpfmetrics::{CpuAccounting, CpuProbe, CpuSnapshot, Degraded, Probe, Window};
+
+use screen::Screen;
+use table::{header, table};
+
+/// What every process does with the CPUs, measured in the kernel.
+#[derive(Parser)]
+#[command(name = "print_top", version)]
+struct Options {
+    /// Time between two tables, such as 500ms or 2s.
+    #[arg(long, default_value = "1s")]
+    interval: humantime::Duration,
+    /// Ends after that many intervals.
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Ends after one interval.
+    #[arg(long, conflicts_with = "count")]
+    once: bool,
+    /// What the table is sorted by: the pid upwards, all else downwards.
+    #[arg(long, value_enum, default_value_t)]
+    sort: Sort,
+    /// Shows the first N rows; a live table never more than the terminal holds.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Shows this process only; may be given several times.
+    #[arg(long, value_name = "PID")]
+    pid: Vec<u32>,
+    /// Shows threads, and processes that have exited.
+    #[arg(long)]
+    threads: bool,
+    /// How the CPU time of processes is measured; that of threads is in the ledger.
+    #[arg(long, value_enum, default_value_t)]
+    accounting: Accounting,
+    /// Prints a JSON object per interval and line: counters of the interval, gauges
+    /// as at its end. --sort and --limit make no difference.
+    #[arg(long)]
+    json: bool,
+    /// Tells whether this machine has what the probes need, and ends.
+    #[arg(long)]
+    preflight: bool,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Sort {
+    #[default]
+    Cpu,
+    User,
+    System,
+    Wait,
+    Switches,
+    Pid,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Accounting {
+    /// The scheduler's own books: no cost per context switch
+    #[default]
+    Ledger,
+    /// Charged at every context switch
+    SchedSwitch,
+}
+
+/// One line of JSON.
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    window: Window,
+    cpu: &'a CpuSnapshot,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    match if options.preflight { preflight() } else { run(&options) } {
+        Ok(code) => code,
+        Err(error) if error.downcast_ref().is_some_and(closed) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "print_top: {error}");
+            if error.is::<ebpfmetrics::Error>() {
+                let _ = writeln!(io::stderr(), "print_top --preflight checks all that is needed");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn preflight() -> anyhow::Result<ExitCode> {
+    let preflight = ebpfmetrics::preflight();
+    writeln!(stdout(), "{preflight}")?;
+    Ok(preflight.require().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
+}
+
+fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let (stop, stopped) = bounded(1);
+    ctrlc::set_handler(move || {
+        if stop.try_send(()).is_err() {
+            process::exit(130); // The second time: the first one waits for the output.
+        }
+    })?;
+    let accounting = match options.accounting {
+        Accounting::Ledger => CpuAccounting::Ledger,
+        Accounting::SchedSwitch => CpuAccounting::SchedSwitch,
+    };
+    let mut probe = CpuProbe::builder().accounting(accounting).threads(options.threads).load()?;
+    let degraded = probe.health()?.degraded;
+    let intervals = if options.once { 1 } else { options.count.unwrap_or(u64::MAX) };
+    let live = intervals > 1 && !options.json && stdout().is_terminal();
+    let mut screen = live.then(Screen::enter).transpose()?;
+    let ticks = tick(options.interval.into());
+    for _ in 0..intervals {
+        select! {
+            recv(ticks) -> _ => show(probe.reset()?, options, &degraded, screen.as_mut())?,
+            recv(stopped) -> _ => break,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(
+    mut snapshot: CpuSnapshot,
+    options: &Options,
+    degraded: &[Degraded],
+    screen: Option<&mut Screen>,
+) -> anyhow::Result<()> {
+    let header = header(&snapshot, degraded); // Of the machine, whatever is listed below it.
+    if !options.pid.is_empty() {
+        snapshot.processes.retain(|process| options.pid.contains(&process.id.pid));
+        snapshot.threads.retain(|thread| options.pid.contains(&thread.process.pid));
+    }
+    if options.json {
+        let line = serde_json::to_string(&Line { window: snapshot.window, cpu: &snapshot })?;
+        writeln!(stdout(), "{line}")?;
+        return Ok(());
+    }
+    let room = screen.as_ref().map_or(usize::MAX, |screen| screen.height());
+    let limit = options.limit.unwrap_or(usize::MAX).min(room);
+    let text = header + &table(&snapshot, options, limit);
+    match screen {
+        Some(screen) => screen.draw(&text)?,
+        None => write!(stdout(), "{text}")?,
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+use std::{
+    io::{self, BufRead as _, BufReader, Write as _},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+use crate::poll;
+
+/// The workload program under way. Dropping it ends it.
+pub struct Workload {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Workload {
+    /// Starts `program` (`env!("CARGO_BIN_EXE_workload")`) and waits until it is
+    /// under way.
+    pub fn start(program: &str, arguments: &[&str]) -> Self {
+        let mut this = Self::start_without_waiting(program, arguments);
+        assert_ne!(this.line(), "", "workload {arguments:?} ended");
+        this
+    }
+
+    /// As `start`, for workloads whose first line is their result.
+    pub fn start_without_waiting(program: &str, arguments: &[&str]) -> Self {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, input, output }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line that it tells; empty if it has ended.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.input, "{line}").unwrap();
+    }
+
+    /// Stops all threads and waits until none of them is on a CPU any more.
+    pub fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let stopped = || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            tasks.flatten().all(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                // after the name, which may hold anything
+                let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+                matches!(state, Some('T' | 'Z' | 'X') | None)
+            })
+        };
+        assert!(poll(Duration::from_secs(10), || stopped().then_some(())).is_some());
+        // The state is set before the last switch: let that pass.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Ends it without a chance to clean up, and waits for it.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        #[expect(unsafe_code, reason = "kill(2) of our own child, not waited for yet")]
+        // SAFETY: no memory is involved.
+        let result = unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Ends this process when the thread that started it ends.
+#[expect(unsafe_code, reason = "prctl(2)")]
+pub fn die_with_parent() {
+    // SAFETY: no memory is involved.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
+/// Ends the calling thread alone, even if it is the first of its process.
+#[expect(unsafe_code, reason = "pthread_exit() would run destructors of the process")]
+pub fn exit_thread() -> ! {
+    // SAFETY: exit(2) takes a number and does not return.
+    unsafe {
+        libc::syscall(libc::SYS_exit, 0);
+    }
+    unreachable!()
+}
+
+/// Forks, of a process with one thread, with a wanted pid or any; waits for the
+/// child and returns its pid and what it used by wait4's rusage, in ns.
+#[expect(unsafe_code, reason = "clone3(2) is the way to choose a pid")]
+pub fn fork_and_wait(pid: Option<u32>, child: impl FnOnce()) -> io::Result<(u32, u64)> {
+    let wanted = pid.map(|pid| pid as libc::pid_t);
+    // SAFETY: clone_args is plain data.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(wanted) = &wanted {
+        args.set_tid = std::ptr::from_ref(wanted) as u64;
+        args.set_tid_size = 1;
+    }
+    // SAFETY: like fork(2); the callers have one thread, so the child may go on.
+    let forked =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    if forked == 0 {
+        child();
+        // SAFETY: ends the child without running what belongs to the parent.
+        unsafe { libc::_exit(0) };
+    }
+    if forked < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: wait4 fills in what it is given.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        let waited = libc::wait4(forked as libc::pid_t, std::ptr::null_mut(), 0, &raw mut usage);
+        if waited < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        usage
+    };
+    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    Ok((forked as u32, ns(usage.ru_utime) + ns(usage.ru_stime)))
+}
+
+/// Runs something as the first process of a new PID namespace, with a `/proc` of
+/// its own.
+#[expect(unsafe_code, reason = "unshare(2)")]
+pub fn in_pid_namespace(child: impl FnOnce()) -> anyhow::Result<()> {
+    // SAFETY: no memory is involved.
+    if unsafe { libc::unshare(libc::CLONE_NEWPID | libc::CLONE_NEWNS) } != 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    fork_and_wait(None, || {
+        crate::privilege::make_mounts_private().unwrap();
+        crate::privilege::mount("proc", "/proc").unwrap();
+        child();
+    })?;
+    Ok(())
+}

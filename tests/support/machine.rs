@@ -1,0 +1,57 @@
+use std::{
+    fmt,
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+/// A kernel version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kernel(pub u8, pub u8);
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+/// The running kernel.
+pub fn kernel() -> Kernel {
+    let version = procfs::KernelVersion::current().unwrap();
+    Kernel(version.major, version.minor)
+}
+
+/// Whether this kernel is new enough for a test; if not, the skip is told on the
+/// real standard error, where the runner of the machines counts it.
+#[must_use]
+pub fn needs_kernel(test: &str, oldest: Kernel, reason: &str) -> bool {
+    if kernel() >= oldest {
+        return true;
+    }
+    tell(&format!("SKIP test={test} needs={oldest} reason={reason}"));
+    false
+}
+
+/// Tells whether this kernel gives a metric, for the support table.
+pub fn support(metric: &str, value: bool, note: &str) {
+    let value = if value { "yes" } else { "no" };
+    tell(&format!("SUPPORT metric={metric} value={value} note={note}"));
+}
+
+/// Past libtest's capture, in one write.
+fn tell(line: &str) {
+    let _ = std::io::stderr().write_all(format!("\n{line}\n").as_bytes());
+}
+
+/// Asks until there is an answer or the time is over.
+pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

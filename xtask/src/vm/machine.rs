@@ -1,0 +1,131 @@
+//! One virtual machine: QEMU's arguments, its time limit and its certain end.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use super::{arch::Arch, tools};
+
+const POLL: Duration = Duration::from_millis(20);
+
+pub(super) struct Machine<'a> {
+    pub(super) arch: Arch,
+    pub(super) kernel: &'a Path,
+    pub(super) initramfs: &'a Path,
+    pub(super) disks: &'a [PathBuf],
+    pub(super) mebibytes: u32,
+}
+
+/// The files that a machine writes.
+pub(super) struct Logs {
+    pub(super) console: PathBuf,
+    pub(super) output: PathBuf,
+    pub(super) qemu: PathBuf,
+}
+
+impl Logs {
+    pub(super) fn in_directory(directory: &Path) -> Logs {
+        Logs {
+            console: directory.join("console.log"),
+            output: directory.join("tests.log"),
+            qemu: directory.join("qemu.log"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// It powered off, or its kernel panicked.
+    Stopped,
+    TimedOut,
+    Interrupted,
+}
+
+impl Machine<'_> {
+    /// Runs until the machine stops, the time is over, or the user interrupts.
+    pub(super) fn run(&self, logs: &Logs, limit: Duration, stop: &AtomicBool) -> Result<Ending> {
+        let mut command = self.command();
+        command
+            .args(["-serial", &file(&logs.console), "-serial", &file(&logs.output)])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&logs.qemu)?);
+        let mut qemu = Running(command.spawn().context("starting QEMU")?);
+        let deadline = Instant::now() + limit;
+        loop {
+            if qemu.0.try_wait()?.is_some() {
+                return Ok(Ending::Stopped);
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Ending::Interrupted);
+            }
+            if Instant::now() > deadline {
+                return Ok(Ending::TimedOut);
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Runs with this terminal as the first serial port; keeps a copy in `log`.
+    pub(super) fn interact(&self, log: &Path) -> Result<()> {
+        // Keys go to the guest, Ctrl-C too; Ctrl-a is QEMU's own prefix.
+        let terminal =
+            format!("stdio,id=terminal,mux=on,signal=off,logfile={}", escape(log.as_os_str()));
+        let mut command = self.command();
+        command.args(["-chardev", &terminal, "-mon", "terminal", "-serial", "chardev:terminal"]);
+        Running(command.spawn().context("starting QEMU")?).0.wait()?;
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
+        // Should this process be killed, the kernel kills the machine with it.
+        let mut command = tools::command("setpriv");
+        command.args(["--pdeathsig", "KILL", self.arch.qemu()]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        command.args(self.arch.machine());
+        // One thread for both processors: QEMU 7.2's several threads sometimes
+        // lose a race with a kernel that patches its own code, which panics.
+        command.args(["-accel", "tcg,thread=single", "-smp", "2"]);
+        command.args(["-m", &format!("{}M", self.mebibytes)]);
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
+        let [console, _] = self.arch.ports();
+        command
+            .arg("-append")
+            .arg(format!("console={console} panic=-1 oops=panic random.trust_cpu=on"));
+        for (number, disk) in self.disks.iter().enumerate() {
+            let file = escape(disk.as_os_str());
+            let drive = format!("file={file},format=raw,if=none,id=disk{number},cache=unsafe");
+            let device = format!("nvme,drive=disk{number},serial=disk{number}");
+            command.args(["-drive", &drive, "-device", &device]);
+        }
+        command
+    }
+}
+
+/// A QEMU that does not outlive this value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn file(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
+
+/// QEMU reads `,` as the end of a value unless it is doubled.
+fn escape(path: impl Into<OsString>) -> String {
+    path.into().to_string_lossy().replace(',', ",,")
+}
