@@ -23,8 +23,11 @@ fn windows_touch_and_counters_start_again() {
     let mut probe = CpuProbe::builder().load().unwrap();
     let work = Workload::start(WORKLOAD, &["spin", "1"]);
     let mut sum = Duration::ZERO;
+    // Of the running, schedstat is as of the last tick: never ahead, and at most
+    // 10 ms behind.
+    let earliest = schedstat(work.pid()).unwrap().cpu_ns;
     let mut end = probe.reset().unwrap().window.end_ns;
-    let start = schedstat(work.pid()).unwrap().cpu_ns;
+    let latest = schedstat(work.pid()).unwrap().cpu_ns + 10_000_000;
     for _ in 0..10 {
         sleep(Duration::from_millis(50));
         let snapshot = probe.reset().unwrap();
@@ -36,10 +39,12 @@ fn windows_touch_and_counters_start_again() {
     work.stop();
     let last = probe.reset().unwrap();
     sum += last.process(work.pid()).unwrap().usage.cpu_time;
-    let truth = Duration::from_nanos(schedstat(work.pid()).unwrap().cpu_ns - start);
-    // schedstat of the running was up to a tick (10 ms at most) behind at the start
-    assert!(sum <= truth + Duration::from_millis(1), "{sum:?} {truth:?}");
-    assert!(sum + Duration::from_millis(11) >= truth, "{sum:?} {truth:?}");
+    let total = schedstat(work.pid()).unwrap().cpu_ns;
+    let sum_ns = sum.as_nanos() as u64;
+    assert!(
+        (total.saturating_sub(latest)..=total - earliest).contains(&sum_ns),
+        "{sum_ns} of {total}, from between {earliest} and {latest}"
+    );
     let after = probe.reset().unwrap();
     assert_eq!(after.process(work.pid()).unwrap().usage.cpu_time, Duration::ZERO);
 }
@@ -250,7 +255,8 @@ fn health_and_cost_are_told() {
     drop(statistics);
     let health = Probe::health(&probe).unwrap();
     assert_eq!(health.programs, 5);
-    assert!((1 << 20..8 << 20).contains(&health.map_bytes), "{health:?}");
+    // Kernels before 6.4 tell what maps take when they are full.
+    assert!((1 << 20..10 << 20).contains(&health.map_bytes), "{health:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{thread::sleep, time::Duration};
 
 use ebpfmetrics::{CpuAccounting, CpuProbe, CpuSnapshot, Probe as _};
-use ebpfmetrics_suite::{Workload, poll, process_cpu_ns};
+use ebpfmetrics_suite::{Workload, emulated, poll, process_cpu_ns};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 /// Final records come an RCU grace period after the end, or never where a machine
@@ -21,11 +21,10 @@ fn children_of(snapshot: &CpuSnapshot, pid: u32) -> impl Iterator<Item = &ebpfme
 }
 
 /// Total CPU of the exited equals wait4's rusage; each is reported once.
-fn short_lived_processes(accounting: CpuAccounting, max_exited: u32) {
-    const COUNT: u32 = 5000;
+fn short_lived_processes(count: u32, accounting: CpuAccounting, max_exited: u32) {
     let mut probe =
         CpuProbe::builder().accounting(accounting).max_exited(max_exited).load().unwrap();
-    let mut work = Workload::start(WORKLOAD, &["children", &COUNT.to_string(), "100"]);
+    let mut work = Workload::start(WORKLOAD, &["children", &count.to_string(), "100"]);
     let truth_ns: u64 = work.line().parse().unwrap();
     sleep(SETTLED);
     let snapshot = probe.reset().unwrap();
@@ -37,7 +36,7 @@ fn short_lived_processes(accounting: CpuAccounting, max_exited: u32) {
     let ours_ns = rows_ns + folded.usage.cpu_time.as_nanos() as u64;
     let missing = snapshot.losses.get("exit_record_missing").unwrap();
     let context = format!(
-        "{accounting:?} at most {max_exited}: {listed} listed and {} folded of {COUNT}, \
+        "{accounting:?} at most {max_exited}: {listed} listed and {} folded of {count}, \
          {ours_ns} ns, rusage {truth_ns} ns; {:?}",
         folded.processes, snapshot.losses
     );
@@ -48,20 +47,27 @@ fn short_lived_processes(accounting: CpuAccounting, max_exited: u32) {
     let off = ours_ns as f64 / truth_ns as f64 - 1.0;
     if hides_events(&snapshot) {
         // what did not tell of its end is settled from what its exit told
-        assert!(missing <= u64::from(COUNT) * 3 / 200, "{context}");
-        assert!(counted >= u64::from(COUNT) * 985 / 1000, "{context}");
+        assert!(missing <= u64::from(count) * 3 / 200, "{context}");
+        assert!(counted >= u64::from(count) * 985 / 1000, "{context}");
         assert!(off.abs() <= 0.02 || folded.processes > 0, "off by {off}; {context}");
     } else {
         assert_eq!(missing, 0, "{context}");
-        assert!(counted >= u64::from(COUNT), "{context}");
+        assert!(counted >= u64::from(count), "{context}");
         if folded.processes == 0 {
-            assert_eq!(listed, u64::from(COUNT), "{context}");
+            assert_eq!(listed, u64::from(count), "{context}");
         } else {
-            assert!(counted <= u64::from(COUNT) + 50, "{context}");
+            assert!(counted <= u64::from(count) + 50, "{context}");
         }
         // rusage is in us and cuts them, twice per process
-        let cut = f64::from(COUNT) * 1000.0 / truth_ns as f64;
-        assert!(off >= -0.001 && off <= 0.001 + cut, "off by {off}; {context}");
+        let cut_ns = f64::from(count) * 1000.0;
+        // The last steps of a process, after its parent was handed its time, are
+        // in no rusage, and only switches see them.
+        let last_steps_ns = match accounting {
+            CpuAccounting::Ledger => 0.0,
+            _ => f64::from(count) * if emulated() { 200_000.0 } else { 10_000.0 },
+        };
+        let most = 0.001 + (cut_ns + last_steps_ns) / truth_ns as f64;
+        assert!(off >= -0.001 && off <= most, "off by {off}; {context}");
     }
     assert!(listed <= u64::from(max_exited), "{context}");
 
@@ -72,17 +78,17 @@ fn short_lived_processes(accounting: CpuAccounting, max_exited: u32) {
 
 #[test]
 fn short_lived_processes_by_the_ledger() {
-    short_lived_processes(CpuAccounting::Ledger, 8192);
+    short_lived_processes(5000, CpuAccounting::Ledger, 8192);
 }
 
 #[test]
 fn short_lived_processes_by_switches() {
-    short_lived_processes(CpuAccounting::SchedSwitch, 8192);
+    short_lived_processes(1000, CpuAccounting::SchedSwitch, 8192);
 }
 
 #[test]
 fn short_lived_processes_beyond_the_bound_are_folded() {
-    short_lived_processes(CpuAccounting::Ledger, 500);
+    short_lived_processes(1000, CpuAccounting::Ledger, 300);
 }
 
 #[test]

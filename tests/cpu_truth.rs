@@ -11,7 +11,7 @@ use std::{
 
 use ebpfmetrics::{CpuAccounting, CpuProbe, CpuSnapshot, CpuUsage, Probe as _};
 use ebpfmetrics_suite::{
-    Workload, hidden_tasks_ns, monotonic_ns, proc_stat, process_cpu_ns, schedstat,
+    Workload, emulated, hidden_tasks_ns, monotonic_ns, proc_stat, process_cpu_ns, schedstat,
     schedstat_of_thread, status_field, support, thread_cpu_ns, thread_ids, total_idle,
 };
 
@@ -126,8 +126,9 @@ fn a_running_spinner_is_right_at_this_very_moment() {
     };
     let (error, correction) = (median(&mut errors_ns), median(&mut corrections_ns));
     println!("median error {error} ns, of a median correction of {correction} ns");
-    assert!(error <= 5000, "{error} ns at the median; {errors_ns:?}");
-    assert!(correction > 20 * error.min(5000), "nothing was corrected: {correction} ns");
+    let limit = if emulated() { 50_000 } else { 5000 };
+    assert!(error <= limit, "{error} ns at the median; {errors_ns:?}");
+    assert!(correction > 10 * error, "nothing was corrected: {correction} ns");
 }
 
 #[test]
@@ -169,11 +170,11 @@ fn both_ways_to_account_agree() {
         let a = cpu_ns(&by_ledger, work.pid());
         let b = cpu_ns(&by_switches, work.pid());
         let allowed = a / 1000 + 2000;
-        // A thread's last steps, after its time was handed in, only switches see:
-        // some us for each of the threads that come and go.
-        let dying = if work.pid() == works[3].pid() { a / 20 } else { 0 };
+        // The last steps of a thread, after it handed in its time, only switches
+        // see: some us each, of threads that live 300 us.
+        let dying = if work.pid() == works[3].pid() { a / 5 } else { 0 };
         assert!(
-            a.abs_diff(b) <= allowed + dying,
+            a <= b + allowed && b <= a + allowed + dying,
             "{}: ledger {a}, switches {b}, {:?}",
             by_ledger.process(work.pid()).unwrap().comm,
             by_switches.losses
@@ -272,9 +273,14 @@ fn assert_conserved(accounting: CpuAccounting, load: &[&[&str]]) {
     let interrupted: Duration = snapshot.cpus.iter().map(|cpu| cpu.interrupted).sum();
     let sum = busy + hidden_ns + idle + interrupted;
     let off = sum.abs_diff(capacity).as_secs_f64() / capacity.as_secs_f64();
+    let mut most: Vec<_> = snapshot.processes.iter().collect();
+    most.sort_by_key(|row| std::cmp::Reverse(row.usage.cpu_time));
+    let most: Vec<_> = (most.iter().take(6))
+        .map(|row| (row.id.pid, row.comm, row.exited, row.usage.cpu_time))
+        .collect();
     let context = format!(
         "{accounting:?} {load:?}: busy {busy:?} hidden {hidden_ns:?} idle {idle:?} interrupted \
-         {interrupted:?} = {sum:?} of {capacity:?}, off by {:.4} %; {:?}",
+         {interrupted:?} = {sum:?} of {capacity:?}, off by {:.4} %; {:?}, most {most:?}",
         off * 100.0,
         snapshot.losses
     );

@@ -128,14 +128,14 @@ struct cpu_ending_record {
 };
 
 /*
- * 16,384 entries, allocated as used: processes that lost a thread and processes
+ * 8,192 entries, allocated as used: processes that lost a thread and processes
  * between exit and release (an RCU grace period). Written by exiting threads of
  * one process on several CPUs: atomic adds.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 8192);
 	__type(key, struct process_key);
 	__type(value, struct cpu_ending_record);
 } ending SEC(".maps");
@@ -345,7 +345,7 @@ static __always_inline void read_running(struct cpu_task_record *r, struct task_
 	struct rq *rq = task->se.cfs_rq->rq;
 
 	r->cpu = rq->cpu;
-	if (!task->on_cpu)
+	if (!on_cpu(task))
 		return;
 	/* sum and start must belong together: read again if an update came between */
 	for (int i = 0; i < 3; i++) {

@@ -20,6 +20,13 @@ pub fn kernel() -> Kernel {
     Kernel(version.major, version.minor)
 }
 
+/// Whether every instruction here is emulated: some 20 times slower than usual, and
+/// as much later is what happens after a clock was read.
+pub fn emulated() -> bool {
+    let says = |path, word| std::fs::read_to_string(path).is_ok_and(|text| text.contains(word));
+    says("/proc/cpuinfo", "QEMU TCG") || says("/proc/device-tree/compatible", "dummy-virt")
+}
+
 /// Whether this kernel is new enough for a test; if not, the skip is told on the
 /// real standard error, where the runner of the machines counts it.
 #[must_use]

@@ -21,7 +21,10 @@ impl Screen {
     }
 
     pub(crate) fn height(&self) -> usize {
-        terminal::size().map_or(24, |(_, height)| height.into())
+        match terminal::size() {
+            Ok((_, height)) if height > 0 => height.into(),
+            _ => 24,
+        }
     }
 
     /// Shows as much of the text as fits above the line of the cursor.

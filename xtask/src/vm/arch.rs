@@ -37,7 +37,16 @@ impl Arch {
     pub(super) fn ports(self) -> [&'static str; 2] {
         match self {
             Arch::Amd64 => ["ttyS0", "ttyS1"],
-            Arch::Arm64 => ["ttyAMA0", "ttyAMA1"],
+            Arch::Arm64 => ["ttyAMA0", "ttyS0"],
+        }
+    }
+
+    /// The device behind the second port. The arm64 board has one port of its
+    /// own before QEMU 9, so the other is a PCI card.
+    pub(super) fn second_port(self) -> &'static str {
+        match self {
+            Arch::Amd64 => "isa-serial",
+            Arch::Arm64 => "pci-serial",
         }
     }
 

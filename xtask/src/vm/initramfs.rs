@@ -1,8 +1,6 @@
-//! The machine's file system: busybox, the tests at the very paths they have
-//! here, their libraries, and the modules of one kernel.
+//! File trees that become an initramfs.
 
 use std::{
-    ffi::OsStr,
     fs::{self, File},
     io::{self, Write},
     os::unix::fs::{PermissionsExt, symlink},
@@ -29,20 +27,28 @@ pub(super) struct Tree {
 }
 
 impl Tree {
+    pub(super) fn empty(scratch: &Path) -> Result<Tree> {
+        Ok(Tree { root: tempfile::tempdir_in(scratch)? })
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     /// A system with nothing in it but busybox and the init script.
     pub(super) fn with_init(scratch: &Path, busybox: &Path) -> Result<Tree> {
-        let tree = Tree { root: tempfile::tempdir_in(scratch)? };
+        let tree = Tree::empty(scratch)?;
         for directory in DIRECTORIES {
             fs::create_dir_all(tree.root.path().join(directory))?;
         }
         tree.copy_to(busybox, "/bin/busybox")?;
         symlink("busybox", tree.root.path().join("bin/sh"))?;
         tree.script("/init", INIT)?;
-        tree.text(
+        tree.file(
             "/etc/passwd",
             "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:\n",
         )?;
-        tree.text("/etc/group", "root:x:0:\nnogroup:x:65534:\n")?;
+        tree.file("/etc/group", "root:x:0:\nnogroup:x:65534:\n")?;
         Ok(tree)
     }
 
@@ -78,8 +84,8 @@ impl Tree {
         Ok(fs::create_dir_all(self.inside(path.as_ref()))?)
     }
 
-    pub(super) fn text(&self, path: impl AsRef<Path>, text: &str) -> Result<()> {
-        Ok(fs::write(self.inside(path.as_ref()), text)?)
+    pub(super) fn file(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
+        Ok(fs::write(self.inside(path.as_ref()), content)?)
     }
 
     pub(super) fn script(&self, path: impl AsRef<Path>, text: &str) -> Result<()> {
@@ -125,38 +131,6 @@ impl Tree {
     }
 }
 
-/// Writes the named modules, with what they depend on, as an archive. Modules
-/// that this kernel lacks or has built in are passed over.
-pub(super) fn modules(directory: &Path, names: &[String], scratch: &Path, to: &Path) -> Result<()> {
-    let tree = Tree { root: tempfile::tempdir_in(scratch)? };
-    let Some(release) = fs::read_dir(directory).ok().and_then(|mut entries| entries.next()) else {
-        return tree.archive(to);
-    };
-    let release = release?;
-    let index = Index::new(&release.path())?;
-    let target = Path::new("/lib/modules").join(release.file_name());
-    tree.directory(&target)?;
-
-    let mut wanted: Vec<String> = names.to_vec();
-    let mut done: Vec<String> = Vec::new();
-    while let Some(name) = wanted.pop() {
-        let Some(path) = index.find(&name).filter(|_| !done.contains(&name)) else { continue };
-        let module = read_module(path)?;
-        wanted.extend(dependencies(&module));
-        // Unpacked, so that the guest needs no decompressor.
-        fs::write(tree.inside(&target.join(format!("{name}.ko"))), module)?;
-        done.push(name);
-    }
-    tools::output(
-        tools::command("busybox")
-            .arg("depmod")
-            .arg("-b")
-            .arg(tree.root.path())
-            .arg(release.file_name()),
-    )?;
-    tree.archive(to)
-}
-
 /// Appends one archive to another, which is how the kernel takes several.
 pub(super) fn join(archives: &[&Path], to: &Path) -> Result<()> {
     let mut joined = File::create(to)?;
@@ -168,67 +142,9 @@ pub(super) fn join(archives: &[&Path], to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The module files of one kernel.
-struct Index(Vec<PathBuf>);
-
-impl Index {
-    fn new(directory: &Path) -> Result<Index> {
-        let entries = WalkDir::new(directory).into_iter().map(|entry| Ok(entry?.into_path()));
-        Ok(Index(entries.collect::<Result<_>>()?))
-    }
-
-    fn find(&self, name: &str) -> Option<&Path> {
-        let is_it = |path: &Path| {
-            path.file_name().and_then(OsStr::to_str).is_some_and(|file| {
-                let stem = file.split_once(".ko").map(|(stem, _)| stem);
-                stem.is_some_and(|stem| stem.replace('-', "_") == name.replace('-', "_"))
-            })
-        };
-        self.0.iter().map(PathBuf::as_path).find(|path| is_it(path))
-    }
-}
-
-fn read_module(path: &Path) -> Result<Vec<u8>> {
-    if path.extension().is_none_or(|extension| extension != "xz") {
-        return Ok(fs::read(path)?);
-    }
-    let output = tools::command("xz").arg("-dc").arg(path).output()?;
-    ensure!(output.status.success(), "xz cannot unpack {}", path.display());
-    Ok(output.stdout)
-}
-
-/// The module's own `depends=` line.
-fn dependencies(module: &[u8]) -> Vec<String> {
-    const KEY: &[u8] = b"\0depends=";
-    let Some(start) = module.windows(KEY.len()).position(|window| window == KEY) else {
-        return Vec::new();
-    };
-    let value = module[start + KEY.len()..].split(|&byte| byte == 0).next().unwrap_or_default();
-    let names = String::from_utf8_lossy(value);
-    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn module_tells_its_dependencies() {
-        assert_eq!(
-            dependencies(b"..\0license=GPL\0depends=zsmalloc,lz4\0x=y\0"),
-            ["zsmalloc", "lz4"]
-        );
-        assert!(dependencies(b"..\0depends=\0x=y\0").is_empty());
-        assert!(dependencies(b"no such line").is_empty());
-    }
-
-    #[test]
-    fn modules_are_found_under_either_spelling() {
-        let index = Index(vec!["/m/drivers/null_blk/null_blk.ko.xz".into(), "/m/dm-mod.ko".into()]);
-        assert!(index.find("null-blk").is_some());
-        assert!(index.find("dm_mod").is_some());
-        assert!(index.find("null").is_none());
-    }
 
     #[test]
     fn joined_archives_stay_aligned() {

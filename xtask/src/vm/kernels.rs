@@ -68,10 +68,7 @@ impl<'a> Store<'a> {
         if let Some(first) = missing.first() {
             let suites: Vec<_> =
                 missing.iter().flat_map(|k| &k.pins).map(|pin| pin.suite.as_str()).collect();
-            let mirror = match self.mirror {
-                Some(root) => Mirror::below(root),
-                None => Mirror::of_this_machine()?,
-            };
+            let mirror = Mirror::choose(self.mirror)?;
             let root = self.cache.join("apt").join(first.arch.name());
             let apt = Apt::new(&root, first.arch, &suites, &mirror)?;
             for kernel in missing {
@@ -167,7 +164,14 @@ fn pinned_set(kernel: &Kernel, apt: &Apt, scratch: &Path) -> Result<Option<Vec<T
             return Ok(None);
         }
         let wanted = Candidate { name: pin.name.clone(), version: pin.version.clone() };
-        let package = download(pin, &wanted, apt, scratch)?;
+        // An index may still list what the mirror has deleted.
+        let package = match download(pin, &wanted, apt, scratch) {
+            Ok(package) => package,
+            Err(error) => {
+                println!("note: {error:#}");
+                return Ok(None);
+            }
+        };
         ensure!(
             package.pin.sha256 == pin.sha256,
             "{} {} has sha256 {} but {} is pinned",

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -15,6 +15,9 @@ use anyhow::{Context, Result};
 use super::{arch::Arch, tools};
 
 const POLL: Duration = Duration::from_millis(20);
+
+/// A machine that never falls silent is stopped after so many time limits.
+const TALKATIVE: u32 = 10;
 
 pub(super) struct Machine<'a> {
     pub(super) arch: Arch,
@@ -39,6 +42,13 @@ impl Logs {
             qemu: directory.join("qemu.log"),
         }
     }
+
+    /// Forgets an earlier run: what is not written now must not be read now.
+    pub(super) fn clear(&self) -> Result<()> {
+        [&self.console, &self.output, &self.qemu]
+            .into_iter()
+            .try_for_each(|log| Ok(fs::write(log, "")?))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,28 +60,40 @@ pub(super) enum Ending {
 }
 
 impl Machine<'_> {
-    /// Runs until the machine stops, the time is over, or the user interrupts.
-    pub(super) fn run(&self, logs: &Logs, limit: Duration, stop: &AtomicBool) -> Result<Ending> {
+    /// Runs until the machine stops, is silent for too long, or the user
+    /// interrupts. Each test that starts or ends is a sign of life.
+    pub(super) fn run(&self, logs: &Logs, silence: Duration, stop: &AtomicBool) -> Result<Ending> {
+        let output = format!("file,id=output,path={}", escape(logs.output.as_os_str()));
+        let port = format!("{},chardev=output", self.arch.second_port());
         let mut command = self.command();
         command
-            .args(["-serial", &file(&logs.console), "-serial", &file(&logs.output)])
+            .args(["-serial", &format!("file:{}", logs.console.display())])
+            .args(["-chardev", &output, "-device", &port])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&logs.qemu)?);
         let mut qemu = Running(command.spawn().context("starting QEMU")?);
-        let deadline = Instant::now() + limit;
-        loop {
-            if qemu.0.try_wait()?.is_some() {
-                return Ok(Ending::Stopped);
+
+        let started = Instant::now();
+        let mut heard = started;
+        let mut length = 0;
+        while qemu.0.try_wait()?.is_none() {
+            let now = Instant::now();
+            if let Ok(output) = fs::metadata(&logs.output)
+                && output.len() != length
+            {
+                length = output.len();
+                heard = now;
             }
             if stop.load(Ordering::Relaxed) {
                 return Ok(Ending::Interrupted);
             }
-            if Instant::now() > deadline {
+            if now - heard > silence || now - started > silence * TALKATIVE {
                 return Ok(Ending::TimedOut);
             }
             thread::sleep(POLL);
         }
+        Ok(Ending::Stopped)
     }
 
     /// Runs with this terminal as the first serial port; keeps a copy in `log`.
@@ -119,10 +141,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn file(path: &Path) -> String {
-    format!("file:{}", path.display())
 }
 
 /// QEMU reads `,` as the end of a value unless it is doubled.

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
 use super::tools;
 
@@ -16,27 +16,23 @@ pub(super) struct Mirror {
 
 impl Mirror {
     /// `root` is what comes before `/debian` and `/debian-security`.
-    pub(super) fn below(root: &str) -> Mirror {
+    fn below(root: &str) -> Mirror {
         let root = root.trim_end_matches('/');
         Mirror { main: format!("{root}/debian"), security: format!("{root}/debian-security") }
     }
 
+    pub(super) fn choose(root: Option<&str>) -> Result<Mirror> {
+        root.map_or_else(Mirror::of_this_machine, |root| Ok(Mirror::below(root)))
+    }
+
     /// Asks apt itself, which reads every format of its sources. It needs no
     /// downloaded lists for this.
-    pub(super) fn of_this_machine() -> Result<Mirror> {
-        let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
-        let codename = release
-            .lines()
-            .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-            .map(|name| name.trim_matches('"'))
-            .unwrap_or("sid");
-        if !release.lines().any(|line| line == "ID=debian") {
-            bail!("this machine is not Debian: name a mirror with --mirror");
-        }
+    fn of_this_machine() -> Result<Mirror> {
+        let codename = codename().context("name a mirror with --mirror")?;
         let uris = tools::output(
             tools::command("apt-get").args(["update", "--print-uris"]).env("LC_ALL", "C"),
         )?;
-        Mirror::from_uris(&uris, codename)
+        Mirror::from_uris(&uris, &codename)
             .context("no Debian mirror among this machine's apt sources: name one with --mirror")
     }
 
@@ -64,6 +60,14 @@ impl Mirror {
     pub(super) fn base(&self, suite: &str) -> &str {
         if suite.ends_with("-security") { &self.security } else { &self.main }
     }
+}
+
+/// The name of this machine's Debian release.
+pub(super) fn codename() -> Result<String> {
+    let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
+    let value = |key: &str| release.lines().find_map(|line| line.strip_prefix(key));
+    ensure!(value("ID=") == Some("debian"), "this machine is not Debian");
+    Ok(value("VERSION_CODENAME=").unwrap_or("sid").trim_matches('"').to_owned())
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub(super) struct Options {
     #[arg(long, conflicts_with = "write_support")]
     pub(super) check_support: bool,
 
-    /// Seconds a machine may take from power-on to power-off.
+    /// Seconds after which a machine that starts or ends no test counts as hung.
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     pub(super) timeout: u64,
 

@@ -1,14 +1,10 @@
 //! Puts together what goes into the machine for this run.
 
-use std::{
-    env,
-    fmt::Write as _,
-    path::{Path, PathBuf},
-};
+use std::{env, fmt::Write as _, path::Path};
 
 use anyhow::Result;
 
-use super::{arch::Arch, disk, initramfs::Tree, options::Options, suite::Suite};
+use super::{disk, initramfs::Tree, options::Options, suite::Suite};
 
 /// Sources that tests read, relative to the package.
 const DATA: [&str; 5] =
@@ -40,8 +36,8 @@ pub(super) fn pack(
         tree.data(&suite.directory.join(path))?;
     }
     disk::mounts().try_for_each(|mount| tree.directory(mount))?;
-    tree.text("/etc/disks", &disk::table())?;
-    tree.text("/etc/environment", &environment(options, &suite.directory))?;
+    tree.file("/etc/disks", disk::table())?;
+    tree.file("/etc/environment", environment(options, &suite.directory))?;
     tree.script("/bin/suite", &suite_script(options, suite))?;
     let main = match &options.run {
         Some(command) => format!("#!/bin/sh\n{command}\n"),
@@ -116,14 +112,6 @@ run() {{
 /// For a POSIX shell.
 fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// The guest's busybox: the host's own, or a package of the other architecture.
-pub(super) fn busybox(arch: Arch) -> Option<PathBuf> {
-    match arch {
-        Arch::Amd64 => super::tools::find("busybox"),
-        Arch::Arm64 => None,
-    }
 }
 
 #[cfg(test)]

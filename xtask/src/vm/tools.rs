@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::arch::Arch;
+use super::{arch::Arch, cross};
 
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -31,6 +31,9 @@ pub(super) fn require(arch: Arch) -> Result<()> {
     };
     let mut missing: Vec<_> =
         COMMON.into_iter().chain([qemu]).filter(|(program, _)| find(program).is_none()).collect();
+    if arch == Arch::Arm64 {
+        missing.extend(cross::missing());
+    }
     if !Path::new(KEYRING).exists() {
         missing.push((KEYRING, "debian-archive-keyring"));
     }

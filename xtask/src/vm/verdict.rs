@@ -22,7 +22,7 @@ pub(super) fn judge(run: &Run, ending: Ending, seconds: u64, console: &str) -> V
     let mut verdict = Verdict::default();
     let position = run.position();
     match ending {
-        Ending::TimedOut => verdict.problem(format!("no end after {seconds} s: hung {position}")),
+        Ending::TimedOut => verdict.problem(format!("silent for {seconds} s: hung {position}")),
         Ending::Interrupted => verdict.problem(format!("interrupted {position}")),
         Ending::Stopped => {}
     }
@@ -168,7 +168,7 @@ mod tests {
         let panicked = judge(&run, Ending::Stopped, 180, panic);
         assert_eq!(panicked.problems[0], format!("{panic} in cpu, test a"));
         let hung = judge(&run, Ending::TimedOut, 180, "");
-        assert_eq!(hung.problems[0], "no end after 180 s: hung in cpu, test a");
+        assert_eq!(hung.problems[0], "silent for 180 s: hung in cpu, test a");
         assert_eq!(hung.failed, 1);
     }
 }

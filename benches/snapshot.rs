@@ -1,0 +1,180 @@
+//! What one reading of all processes costs, in CPU time: a snapshot of the probe
+//! beside the crates that read `/proc`, in turns, with many processes alive.
+#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+
+mod support;
+
+use std::{collections::HashSet, hint::black_box};
+
+use anyhow::{Result, bail, ensure};
+use ebpfmetrics::{CpuProbe, Probe as _};
+use procfs::Current as _;
+use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
+
+const ROUNDS: usize = 15;
+
+fn main() -> Result<()> {
+    match role() {
+        Role::Bench => bench(),
+        Role::Helper(_) => swarm(),
+        Role::None => Ok(()),
+    }
+}
+
+fn bench() -> Result<()> {
+    let mut swarm = Helper::start("swarm")?;
+    println!("snapshot of all processes: CPU time, median (quartiles) of {ROUNDS} rounds in turns");
+    for sleepers in [500, 5_000, 20_000] {
+        let needed = sleepers as u64 * (160 << 10);
+        if procfs::Meminfo::current()?.mem_available.is_some_and(|free| free < needed) {
+            println!("SKIPPED {sleepers} processes: they take {} MiB of memory", needed >> 20);
+            continue;
+        }
+        let [first, last] = swarm.ask(sleepers)?;
+        let mut readers = readers()?;
+        let mut times = vec![Vec::new(); readers.len()];
+        let mut processes = 0;
+        for round in 0..=ROUNDS {
+            for (reader, times) in readers.iter_mut().zip(&mut times) {
+                let before = process_cpu_ns();
+                let pids = black_box((reader.read)()?);
+                let time = process_cpu_ns() - before;
+                let seen: HashSet<u32> = pids.into_iter().collect();
+                let found = seen.iter().filter(|pid| (first..=last).contains(*pid)).count();
+                ensure!(
+                    found >= sleepers,
+                    "{} sees {found} of {sleepers} processes: its time means nothing",
+                    reader.name
+                );
+                processes = processes.max(seen.len());
+                if round > 0 {
+                    times.push(time as f64 / 1e6);
+                }
+            }
+        }
+        println!("\n{processes} processes");
+        let times: Vec<_> = times.into_iter().map(Quartiles::of).collect();
+        for (reader, time) in readers.iter().zip(&times) {
+            println!(
+                "  {:36} {time:26.2} ms {:7.2} us per process {:6.1} x",
+                reader.name,
+                time.median() * 1e3 / processes as f64,
+                time.median() / times[0].median(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Someone who reads CPU time, user and system time, switches and names of all
+/// processes, and tells whom they saw.
+struct Reader {
+    name: &'static str,
+    read: Box<dyn FnMut() -> Result<Vec<u32>>>,
+}
+
+fn readers() -> Result<Vec<Reader>> {
+    let mut probe = CpuProbe::builder().load()?;
+    let ebpfmetrics = move || {
+        let snapshot = black_box(probe.snapshot()?);
+        Ok(snapshot.processes.iter().map(|process| process.id.pid).collect())
+    };
+    let mut system = System::new()?;
+    let sysinfo = move || {
+        let what = ProcessRefreshKind::nothing().with_cpu().without_tasks();
+        system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
+        Ok(system.processes().keys().map(|pid| pid.as_u32()).collect())
+    };
+    Ok(vec![
+        Reader { name: "ebpfmetrics", read: Box::new(ebpfmetrics) },
+        Reader { name: "procfs: stat, status", read: Box::new(|| proc(false)) },
+        Reader { name: "procfs: stat, status, schedstat", read: Box::new(|| proc(true)) },
+        Reader { name: "sysinfo: CPU only (no switches)", read: Box::new(sysinfo) },
+    ])
+}
+
+/// `schedstat` has the time exact to the ns, of the first thread only.
+fn proc(schedstat: bool) -> Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for process in procfs::process::all_processes()?.flatten() {
+        let (Ok(stat), Ok(status)) = (process.stat(), process.status()) else { continue };
+        black_box((&stat.comm, stat.utime, stat.stime, status.voluntary_ctxt_switches));
+        if schedstat && let Ok(schedstat) = process.schedstat() {
+            black_box(schedstat.sum_exec_runtime);
+        }
+        pids.push(process.pid as u32);
+    }
+    Ok(pids)
+}
+
+/// Grows to as many sleeping children as asked for, and answers with the range
+/// that their pids lie in.
+fn swarm() -> Result<()> {
+    let mut swarm = Swarm { pid_max: None, children: Vec::new() };
+    rustix::process::setsid()?; // a ^C is not for those who have to clean up
+    serve(|sleepers| {
+        swarm.allow(sleepers)?;
+        while swarm.children.len() < sleepers {
+            swarm.children.push(sleeper()?);
+        }
+        let pids = || swarm.children.iter().copied();
+        Ok(format!("{} {}", pids().min().unwrap_or(0), pids().max().unwrap_or(0)))
+    })
+}
+
+struct Swarm {
+    /// What it was before we raised it.
+    pid_max: Option<String>,
+    children: Vec<libc::pid_t>,
+}
+
+const PID_MAX: &str = "/proc/sys/kernel/pid_max";
+
+impl Swarm {
+    fn allow(&mut self, processes: usize) -> Result<()> {
+        let now = std::fs::read_to_string(PID_MAX)?;
+        let needed = processes * 2 + 8192;
+        if now.trim().parse::<usize>()? < needed {
+            std::fs::write(PID_MAX, needed.to_string())?;
+            self.pid_max.get_or_insert(now);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Swarm {
+    fn drop(&mut self) {
+        #[expect(unsafe_code, reason = "fork() without exec() has no safe end")]
+        for &child in &self.children {
+            // SAFETY: these are our children, not yet waited for; takes no pointer.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        }
+        for &child in &self.children {
+            let _ = rustix::process::waitpid(
+                rustix::process::Pid::from_raw(child),
+                rustix::process::WaitOptions::empty(),
+            );
+        }
+        if let Some(pid_max) = &self.pid_max {
+            let _ = std::fs::write(PID_MAX, pid_max);
+        }
+    }
+}
+
+fn sleeper() -> Result<libc::pid_t> {
+    #[expect(unsafe_code, reason = "20,000 exec() would take a minute")]
+    // SAFETY: this process has one thread; the child only makes system calls.
+    unsafe {
+        match libc::fork() {
+            -1 => bail!("fork: {}", std::io::Error::last_os_error()),
+            0 => {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            }
+            child => Ok(child),
+        }
+    }
+}
