@@ -1,5 +1,5 @@
 //! What a context switch costs with someone watching: two processes that pass a
-//! byte to and fro on one CPU, in pairs of runs without and with a watcher.
+//! byte to and fro on one CPU, in turns without and with a watcher.
 //!
 //! Times are CPU times of the two processes: what the programs at the tracepoint
 //! take is charged to them, what else the machine does is not.
@@ -17,8 +17,8 @@ use ping_pong::{PingPong, Run};
 use support::{Quartiles, Role, role};
 use watcher::{Kind, Watcher};
 
-const PAIRS: usize = 11;
-const ROUND_TRIPS: usize = 100_000;
+const ROUNDS: usize = 21;
+const ROUND_TRIPS: usize = 50_000;
 
 fn main() -> Result<()> {
     match role() {
@@ -28,40 +28,45 @@ fn main() -> Result<()> {
     }
 }
 
-/// All pairs of one kind of watcher.
+/// All measurements of one kind of watcher.
 struct Row {
     kind: Kind,
-    pairs: Vec<Pair>,
+    measured: Vec<Measured>,
 }
 
-struct Pair {
-    without: Run,
+struct Measured {
     with: Run,
+    /// With the watcher, by the mean of the runs without one before and after.
+    cpu_ratio: f64,
+    wall_ratio: f64,
     program_ns: Option<f64>,
 }
 
 fn bench() -> Result<()> {
     let mut rows: Vec<_> =
-        watcher::available()?.into_iter().map(|kind| Row { kind, pairs: Vec::new() }).collect();
+        watcher::available().into_iter().map(|kind| Row { kind, measured: Vec::new() }).collect();
     let mut game = PingPong::start()?;
-    game.play(ROUND_TRIPS)?;
-    for pair in 0..PAIRS {
+    let mut before = game.play(ROUND_TRIPS)?;
+    for _ in 0..ROUNDS {
         for row in &mut rows {
-            row.pairs.push(measure(&mut game, row.kind, pair % 2 == 0)?);
+            let mut watcher = Watcher::start(row.kind)?;
+            let with = watcher.during(&mut game, |game| game.play(ROUND_TRIPS))?;
+            let program_ns = program_ns(&watcher, &mut game)?;
+            drop(watcher);
+            let after = game.play(ROUND_TRIPS)?;
+            let ratio =
+                |figure: fn(&Run) -> f64| figure(&with) * 2.0 / (figure(&before) + figure(&after));
+            row.measured.push(Measured {
+                cpu_ratio: ratio(|run| run.cpu_ns_per_switch),
+                wall_ratio: ratio(|run| run.wall_ns_per_switch),
+                with,
+                program_ns,
+            });
+            before = after;
         }
     }
     report(&rows);
     Ok(())
-}
-
-fn measure(game: &mut PingPong, kind: Kind, without_first: bool) -> Result<Pair> {
-    let before = without_first.then(|| game.play(ROUND_TRIPS)).transpose()?;
-    let mut watcher = Watcher::start(kind)?;
-    let with = watcher.during(game, |game| game.play(ROUND_TRIPS))?;
-    let program_ns = program_ns(&watcher, game)?;
-    drop(watcher);
-    let without = before.map_or_else(|| game.play(ROUND_TRIPS), Ok)?;
-    Ok(Pair { without, with, program_ns })
 }
 
 /// Time per run of the watcher's program, by the kernel's statistics (which cost
@@ -94,24 +99,30 @@ fn program_ns(watcher: &Watcher, game: &mut PingPong) -> Result<Option<f64>> {
 fn report(rows: &[Row]) {
     let empty = rows.iter().find(|row| row.kind == Kind::Empty);
     println!(
-        "a context switch: medians (quartiles) of {PAIRS} pairs of {ROUND_TRIPS} round trips\n\
+        "a context switch: medians (quartiles) of {ROUNDS} rounds of {ROUND_TRIPS} round trips\n\
          {:26} {:>17} {:>17} {:>22} {:>22} {:>22}",
-        "watcher", "program, ns", "net of empty", "CPU ns", "CPU with / without", "wall",
+        "watcher",
+        "program, ns",
+        "net of empty",
+        "CPU ns",
+        "CPU with / without",
+        "wall with / without",
     );
     for row in rows {
-        let of = |figure: fn(&Pair) -> f64| Quartiles::of(row.pairs.iter().map(figure));
+        let of = |figure: fn(&Measured) -> f64| Quartiles::of(row.measured.iter().map(figure));
         let net = empty.map(|empty| {
-            let net = |(pair, empty): (&Pair, &Pair)| Some(pair.program_ns? - empty.program_ns?);
-            row.pairs.iter().zip(&empty.pairs).map(net).collect()
+            let net =
+                |(this, empty): (&Measured, &Measured)| Some(this.program_ns? - empty.program_ns?);
+            row.measured.iter().zip(&empty.measured).map(net).collect()
         });
         println!(
             "{:26} {:>17} {:>17} {:22.0} {:22.3} {:22.3}",
             row.kind.to_string(),
-            quartiles(row.pairs.iter().map(|pair| pair.program_ns).collect()),
+            quartiles(row.measured.iter().map(|this| this.program_ns).collect()),
             quartiles(net.flatten()),
-            of(|pair| pair.with.cpu_ns_per_switch),
-            of(|pair| pair.with.cpu_ns_per_switch / pair.without.cpu_ns_per_switch),
-            of(|pair| pair.with.wall_ns_per_switch / pair.without.wall_ns_per_switch),
+            of(|this| this.with.cpu_ns_per_switch),
+            of(|this| this.cpu_ratio),
+            of(|this| this.wall_ratio),
         );
     }
 }

@@ -70,7 +70,7 @@ impl fmt::Display for Kind {
 }
 
 /// All watchers that can be had here; says which cannot.
-pub(crate) fn available() -> Result<Vec<Kind>> {
+pub(crate) fn available() -> Vec<Kind> {
     let mut kinds = vec![Kind::Nobody, Kind::Ledger];
     for (kind, tool) in [
         (Kind::Empty, CLANG),
@@ -85,7 +85,7 @@ pub(crate) fn available() -> Result<Vec<Kind>> {
             println!("SKIPPED {kind}: there is no {tool} here");
         }
     }
-    Ok(kinds)
+    kinds
 }
 
 /// Watches until it is dropped.

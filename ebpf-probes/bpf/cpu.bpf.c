@@ -294,7 +294,8 @@ int BPF_PROG(cpu_switch, bool preempt, struct task_struct *prev, struct task_str
 		} else if (is_fair(prev) && has_sum_at_pick()) {
 			/* a switch that some kernels hide: the scheduler itself remembers */
 			/* by helper: the compiler would merge a load with that above, of a map */
-			bpf_core_read(&came_with, sizeof(came_with), &prev->se.prev_sum_exec_runtime);
+			bpf_core_read(&came_with, sizeof(came_with),
+				      &prev->se.prev_sum_exec_runtime);
 		} else {
 			count_loss(CPU_LOSS_SWITCH_UNMATCHED);
 			return 0;
@@ -383,6 +384,9 @@ static __always_inline void read_charges(struct cpu_task_record *r, struct task_
 		r->switched_in_ns = current->sum_exec_ns;
 	else if (!current->signal && current->primed_tid == tid)
 		r->switched_in_ns = current->primed_sum_exec_ns;
+	else if (is_fair(task) && has_sum_at_pick()) /* its switch was hidden */
+		bpf_core_read(&r->switched_in_ns, sizeof(r->switched_in_ns),
+			      &task->se.prev_sum_exec_runtime);
 	else
 		return;
 	r->flags |= TASK_SWITCHED_IN;
@@ -526,7 +530,7 @@ int cpu_tasks(struct bpf_iter__task *ctx)
 
 	if (has_run_queue() && stands_for_cpu(task)) {
 		struct cfs_rq *cfs_rq = task->se.cfs_rq;
-		struct cpu_cpu_record c = { .kind = RECORD_CPU, .size = sizeof(c) };
+		struct cpu_cpu_record c = {.kind = RECORD_CPU, .size = sizeof(c)};
 		u64 task_clock = *(volatile u64 *)&cfs_rq->rq->clock_task;
 
 		c.cpu = cfs_rq->rq->cpu;
@@ -683,7 +687,7 @@ int cpu_clocks(void *ctx)
 	rq = BPF_CORE_READ(task, se.cfs_rq, rq);
 	task_clock = BPF_CORE_READ(rq, clock_task);
 	c->scheduler_ns =
-		BPF_CORE_READ(task, se.exec_start) + BPF_CORE_READ(rq, clock) - task_clock;
+	    BPF_CORE_READ(task, se.exec_start) + BPF_CORE_READ(rq, clock) - task_clock;
 	c->set = 1;
 	return 0;
 }

@@ -56,7 +56,7 @@ impl Loader {
     /// first thing that it lacks.
     pub(crate) fn lacking<P: crate::Probe>(error: Error) -> Error {
         let preflight = preflight_for(&[(P::NAME, P::requirements())]);
-        preflight.require().err().map_or_else(|| error, |lacking| lacking)
+        preflight.require().err().unwrap_or(error)
     }
 
     /// Creates the maps and fits the programs to the kernel; none is loaded yet.

@@ -33,8 +33,8 @@ impl Window {
         Duration::from_nanos(self.end_ns.saturating_sub(self.start_ns))
     }
 
-    /// How many times the window a duration is, in percent.
-    pub(crate) fn percent(&self, of: Duration) -> f64 {
+    /// A time in percent of the window; of a CPU time that is percent of one CPU.
+    pub fn percent(&self, of: Duration) -> f64 {
         let window = self.duration().as_secs_f64();
         if window > 0.0 { of.as_secs_f64() / window * 100.0 } else { 0.0 }
     }

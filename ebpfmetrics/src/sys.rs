@@ -25,13 +25,13 @@ struct BatchAttr {
 
 /// `enum bpf_cmd`
 #[derive(Clone, Copy)]
-enum Command {
-    LookupBatch = 24,
-    LookupAndDeleteBatch = 25,
-    DeleteBatch = 27,
+enum BatchCommand {
+    Lookup = 24,
+    LookupAndDelete = 25,
+    Delete = 27,
 }
 
-fn bpf(command: Command, attr: &mut BatchAttr) -> io::Result<()> {
+fn bpf(command: BatchCommand, attr: &mut BatchAttr) -> io::Result<()> {
     #[expect(unsafe_code, reason = "aya 0.14 has no batch operations")]
     // SAFETY: attr outlives the call and is as long as its given size; the
     // callers below point it at buffers of the length that they state.
@@ -48,15 +48,15 @@ fn bpf(command: Command, attr: &mut BatchAttr) -> io::Result<()> {
 
 /// Every entry of a hash map; the key and value types have the map's sizes.
 pub(crate) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
-    batches(map, Command::LookupBatch)
+    batches(map, BatchCommand::Lookup)
 }
 
 /// As [`read_all`], and takes the entries out of the map.
 pub(crate) fn take_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
-    batches(map, Command::LookupAndDeleteBatch)
+    batches(map, BatchCommand::LookupAndDelete)
 }
 
-fn batches<K: Pod, V: Pod>(map: BorrowedFd<'_>, command: Command) -> io::Result<Vec<(K, V)>> {
+fn batches<K: Pod, V: Pod>(map: BorrowedFd<'_>, command: BatchCommand) -> io::Result<Vec<(K, V)>> {
     // Room for the largest cursor of any map type: a hash map's is a bucket
     // number, others use a key.
     let (mut cursor, mut next) = ([0_u8; 64], [0_u8; 64]);
@@ -104,7 +104,7 @@ pub(crate) fn delete_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Res
             map_fd: map.as_raw_fd() as u32,
             ..BatchAttr::default()
         };
-        match bpf(Command::DeleteBatch, &mut attr).map_err(|e| (e.raw_os_error(), e)) {
+        match bpf(BatchCommand::Delete, &mut attr).map_err(|e| (e.raw_os_error(), e)) {
             Ok(()) => return Ok(()),
             // stopped at a key that is gone: step over it
             Err((Some(libc::ENOENT), _)) => {
@@ -130,6 +130,11 @@ pub(crate) fn trim_heap() {
 /// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns()`.
 pub(crate) fn monotonic_ns() -> u64 {
     nanoseconds(rustix::time::ClockId::Monotonic)
+}
+
+/// `CLOCK_BOOTTIME` in ns, the clock of start times.
+pub(crate) fn boottime_ns() -> u64 {
+    nanoseconds(rustix::time::ClockId::Boottime)
 }
 
 /// CPU time of the calling thread. Asking makes the scheduler bring the books of

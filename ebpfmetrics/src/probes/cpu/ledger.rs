@@ -24,6 +24,9 @@ pub(super) struct Ledger {
     unmatched_folds: u64,
     kernel_folded: Folded,
     max_exited: usize,
+    /// When the probe first looked, `CLOCK_BOOTTIME`. Who started before and was
+    /// not alive then has ended before.
+    began_ns: u64,
     pub(super) exit_record_missing: u64,
 }
 
@@ -173,8 +176,8 @@ pub(super) fn split(cpu_ns: u64, sampled: (u64, u64), last: (u64, u64)) -> (u64,
 }
 
 impl Ledger {
-    pub(super) fn new(max_exited: usize) -> Self {
-        Self { max_exited, ..Self::default() }
+    pub(super) fn new(max_exited: usize, began_ns: u64) -> Self {
+        Self { max_exited, began_ns, ..Self::default() }
     }
 
     /// Starts a new window with what is known now.
@@ -266,6 +269,8 @@ impl Ledger {
                     settled.push(index);
                     self.known[index].clone()
                 }
+                // ended before, but is released only now
+                Err(_) if id.start_time_ns < self.began_ns => continue,
                 Err(_) => Known::new(id, About::new(&record)),
             };
             self.settle(known.end(&record));
@@ -417,7 +422,7 @@ mod tests {
 
     #[test]
     fn counters_start_at_the_baseline_and_never_go_back() {
-        let mut ledger = Ledger::new(9);
+        let mut ledger = Ledger::new(9, 0);
         ledger.live(vec![live(1, 10, 100), live(5, 50, 7)], 0);
         ledger.rebase();
         ledger.live(vec![live(1, 10, 130), live(5, 50, 7), live(9, 90, 4)], 1);
@@ -428,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_reused_pid_is_another_process() {
-        let mut ledger = Ledger::new(9);
+        let mut ledger = Ledger::new(9, 0);
         ledger.live(vec![live(5, 50, 7)], 0);
         ledger.live(vec![live(5, 60, 1)], 1);
         ledger.ended([record(5, 50, 8)]);
@@ -437,7 +442,7 @@ mod tests {
 
     #[test]
     fn a_process_that_vanished_keeps_its_row_until_its_record_comes() {
-        let mut ledger = Ledger::new(9);
+        let mut ledger = Ledger::new(9, 0);
         ledger.live(vec![live(5, 50, 7)], 0);
         ledger.live(vec![], 1);
         assert_eq!(rows(&ledger), [(5, 50, 7, false)]);
@@ -450,15 +455,23 @@ mod tests {
 
     #[test]
     fn a_process_between_two_reads_shows_in_full() {
-        let mut ledger = Ledger::new(9);
+        let mut ledger = Ledger::new(9, 0);
         ledger.ended([record(5, 50, 11), record(4, 40, 1)]);
         assert_eq!(rows(&ledger), [(4, 40, 1, true), (5, 50, 11, true)]);
     }
 
     #[test]
+    fn a_process_that_ended_before_the_probe_looked_is_not_of_the_window() {
+        let mut ledger = Ledger::new(9, 55);
+        ledger.live(vec![live(4, 40, 7)], 0);
+        ledger.ended([record(4, 40, 9), record(5, 50, 11), record(6, 60, 13)]);
+        assert_eq!(rows(&ledger), [(4, 40, 9, true), (6, 60, 13, true)]);
+    }
+
+    #[test]
     fn past_the_bound_the_exited_are_folded_and_counted() {
         for (bound, listed, folded) in [(0, 0, 3), (1, 1, 2), (2, 2, 1), (3, 3, 0), (100, 3, 0)] {
-            let mut ledger = Ledger::new(bound);
+            let mut ledger = Ledger::new(bound, 0);
             ledger.ended([record(1, 10, 100), record(2, 20, 100), record(3, 30, 100)]);
             assert_eq!(ledger.processes().len(), listed);
             assert_eq!(ledger.folded().processes, folded);
@@ -469,7 +482,7 @@ mod tests {
 
     #[test]
     fn folding_in_the_kernel_does_not_count_the_known_twice() {
-        let mut ledger = Ledger::new(9);
+        let mut ledger = Ledger::new(9, 0);
         ledger.live(vec![live(5, 50, 1000)], 0);
         ledger.rebase();
         ledger.live(vec![live(5, 50, 1010)], 1);
@@ -486,7 +499,7 @@ mod tests {
 
     #[test]
     fn a_record_that_never_comes_is_replaced_and_counted() {
-        let mut ledger = Ledger::new(9);
+        let mut ledger = Ledger::new(9, 0);
         ledger.live(vec![live(5, 50, 7), live(6, 60, 7)], 0);
         ledger.live(vec![live(6, 60, 8)], 1);
         let states = [ending(5, 50, 9, 1), ending(6, 60, 9, 1), ending(7, 70, 3, 1)];
@@ -500,7 +513,7 @@ mod tests {
 
     #[test]
     fn a_process_of_which_nothing_comes_ends_with_what_was_known() {
-        let mut ledger = Ledger::new(9);
+        let mut ledger = Ledger::new(9, 0);
         ledger.live(vec![live(5, 50, 7)], 0);
         ledger.live(vec![], 1);
         ledger.overdue(&[], 2 + RELEASE_TIMEOUT_NS);

@@ -41,8 +41,8 @@ pub enum CpuAccounting {
 /// * **Capabilities**: `CAP_BPF` and `CAP_PERFMON`, or root.
 /// * **Errors**: as [`preflight`](crate::preflight()) tells beforehand.
 /// * **Scope**: all processes of the machine, if the reader is in the initial PID
-///   namespace; else those of its own namespace, and of all others once they
-///   exit.
+///   namespace; else those of its own namespace, and of the others those that
+///   start and exit while the probe is there.
 ///
 /// Dropping the probe detaches its programs and frees its maps.
 ///
@@ -132,7 +132,7 @@ impl CpuProbeBuilder {
     /// # Errors
     /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
     pub fn load(self) -> Result<CpuProbe> {
-        let kernel = Kernel::read().map_err(|error| Loader::lacking::<CpuProbe>(error))?;
+        let kernel = Kernel::read().map_err(Loader::lacking::<CpuProbe>)?;
         self.load_on(&kernel)
     }
 
@@ -201,7 +201,7 @@ impl CpuProbe {
             sees_all: in_initial_pid_namespace(),
             online_cpus,
             window_start_ns: sys::monotonic_ns(),
-            ledger: Ledger::new(options.max_exited as usize),
+            ledger: Ledger::new(options.max_exited as usize, sys::boottime_ns()),
             cpus: Vec::new(),
             kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),

@@ -59,6 +59,11 @@ impl CpuSnapshot {
         self.cpus.iter().map(|cpu| cpu.idle).sum()
     }
 
+    /// The time of all CPUs that went to interrupts and to a hypervisor.
+    pub fn interrupted(&self) -> Duration {
+        self.cpus.iter().map(|cpu| cpu.interrupted).sum()
+    }
+
     /// The row of a process; the one that started last if a pid came back.
     pub fn process(&self, pid: u32) -> Option<&CpuProcess> {
         let after = self.processes.partition_point(|process| process.id.pid <= pid);

@@ -14,7 +14,9 @@
 //! The exit code is 0 after the last interval, on Ctrl-C and when the reader of
 //! the output closes its pipe, 1 on an error and 2 on wrong arguments.
 
+#[path = "print_top/screen.rs"]
 mod screen;
+#[path = "print_top/table.rs"]
 mod table;
 
 use std::{
