@@ -39,15 +39,16 @@ impl<'a> Btf<'a> {
         let mut at = 0;
         let mut id = 1;
         while at < self.types.len() {
-            let name = self.name(u32_at(self.types, at)?)?;
+            let name = u32_at(self.types, at)?;
             let info = u32_at(self.types, at + 4)?;
             let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
             let body = at + 12;
             if kind == KIND_VAR {
+                let name = self.name(name)?;
                 if let Some(i) = names.iter().position(|wanted| wanted.as_bytes() == name) {
                     variables[i] = Some(id);
                 }
-            } else if kind == KIND_DATASEC && name == PER_CPU {
+            } else if kind == KIND_DATASEC && self.name(name)? == PER_CPU {
                 // the section stands behind its variables
                 for member in 0..members {
                     let variable = u32_at(self.types, body + member * 12)?;
