@@ -288,7 +288,10 @@ fn assert_conserved(accounting: CpuAccounting, load: &[&[&str]]) {
     // The time stolen from tasks is in `interrupted`; what is stolen or spent in
     // interrupts on an idle CPU is there and in `idle`.
     let doubly = interrupted.as_secs_f64() / capacity.as_secs_f64();
-    assert!(off <= 0.001 || (sum > capacity && off <= 0.001 + doubly), "{context}");
+    // An emulator lets its processors take turns of up to 100 ms: they are not all
+    // at the same moment when they are read.
+    let allowed = if emulated() { 0.005 } else { 0.001 };
+    assert!(off <= allowed || (sum > capacity && off <= allowed + doubly), "{context}");
     // The kernel's own idle time, by the tick: without the interrupts on an idle
     // CPU, which a virtual machine makes long.
     let differs = idle.abs_diff(proc_idle).as_secs_f64() / capacity.as_secs_f64();

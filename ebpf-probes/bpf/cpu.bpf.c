@@ -526,6 +526,12 @@ int cpu_tasks(struct bpf_iter__task *ctx)
 		read_running(&r, task);
 	if (account_switches)
 		read_charges(&r, task);
+	/*
+	 * Being released: its time may be in the dead_* totals already and must not
+	 * count twice. Asked last, for it may have begun while we were reading.
+	 */
+	if (*(volatile int *)&task->exit_state & EXIT_DEAD)
+		return 0;
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 
 	if (has_run_queue() && stands_for_cpu(task)) {

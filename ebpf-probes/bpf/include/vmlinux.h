@@ -46,6 +46,7 @@ enum { BPF_F_NO_PREALLOC = 1 };
 /* include/linux/sched.h */
 #define PF_EXITING 0x00000004
 #define PF_KTHREAD 0x00200000
+#define EXIT_DEAD 0x00000010
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -124,6 +125,7 @@ struct task_struct {
 	int on_cpu;
 	unsigned int flags;
 	int prio;
+	int exit_state;
 	int pid;
 	int tgid;
 	struct sched_entity se;
