@@ -149,6 +149,21 @@ fn two_probes_of_one_process_agree_and_one_outlives_the_other() {
 }
 
 #[test]
+fn probes_of_two_processes_agree() {
+    let mut ours = CpuProbe::builder().load().unwrap();
+    let mut other = Workload::start(WORKLOAD, &["hold-probe"]);
+    let work = Workload::start(WORKLOAD, &["ping-pong", "2"]);
+    sleep(Duration::from_millis(500));
+    work.stop();
+    let truth = schedstat(work.pid()).unwrap().cpu_ns;
+    let ours = ours.snapshot().unwrap().process(work.pid()).unwrap().usage.cpu_time;
+    assert_eq!(ours.as_nanos() as u64, truth);
+    other.tell(&work.pid().to_string());
+    let theirs: u64 = other.line().parse().unwrap();
+    assert!(theirs.abs_diff(truth) <= truth / 1000 + 2000, "{theirs}, schedstat {truth}");
+}
+
+#[test]
 fn nothing_is_left_after_drop_and_after_a_kill() {
     let before = loaded_objects();
     let probe = CpuProbe::builder().accounting(CpuAccounting::SchedSwitch).load().unwrap();

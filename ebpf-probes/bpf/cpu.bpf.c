@@ -346,7 +346,7 @@ static __always_inline void read_running(struct cpu_task_record *r, struct task_
 	struct rq *rq = task->se.cfs_rq->rq;
 
 	r->cpu = rq->cpu;
-	if (!on_cpu(task))
+	if (rq->curr != task)
 		return;
 	/* sum and start must belong together: read again if an update came between */
 	for (int i = 0; i < 3; i++) {
@@ -440,7 +440,7 @@ static __always_inline bool read_task(struct cpu_task_record *r, struct task_str
 	r->parent_start_ns = parent->group_leader->start_boottime;
 	r->uid = task->cred->uid.val;
 	r->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
-	r->namespace_pid = namespace_pid(task);
+	r->namespace_pid = namespace_pid(task, r->tid);
 	if (task->flags & PF_KTHREAD)
 		r->flags |= TASK_KERNEL_THREAD;
 	__builtin_memcpy(r->comm, task->comm, sizeof(r->comm));

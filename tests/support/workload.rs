@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use clap::Parser;
 use ebpfmetrics::{CpuAccounting, CpuProbe, Probe as _};
 use ebpfmetrics_suite::{self as suite, process_cpu_ns};
@@ -39,7 +40,7 @@ enum Work {
     Exec,
     /// Ends its first thread while another goes on to spin.
     LeaderExits,
-    /// Loads a CPU probe, tells, and waits to be killed.
+    /// Loads a CPU probe, tells, and answers each pid with its CPU time in ns.
     HoldProbe,
     /// Tries to load a CPU probe in a worse place, and tells how it went.
     Load {
@@ -139,11 +140,14 @@ fn main() -> anyhow::Result<()> {
             suite::exit_thread()
         }
         Work::HoldProbe => {
-            let _probe = CpuProbe::builder().accounting(CpuAccounting::SchedSwitch).load()?;
+            let mut probe = CpuProbe::builder().accounting(CpuAccounting::SchedSwitch).load()?;
             tell("loaded")?;
-            loop {
-                thread::park();
+            for pid in io::stdin().lines() {
+                let snapshot = probe.snapshot()?;
+                let row = snapshot.process(pid?.parse()?).context("no row")?;
+                tell(&row.usage.cpu_time.as_nanos().to_string())?;
             }
+            Ok(())
         }
         Work::Load { place } => load(place),
     }

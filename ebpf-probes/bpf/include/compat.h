@@ -47,34 +47,21 @@ static __always_inline bool has_run_queue_cpu_time(void)
 }
 
 /*
- * Whether a task is on a CPU: an int up to 6.18, a byte in 7.x. The loader does
- * not fit the size of a load to that of the field.
- */
-static __always_inline bool on_cpu(struct task_struct *task)
-{
-	u32 value = 0;
-
-	bpf_probe_read_kernel(&value, bpf_core_field_size(task->on_cpu),
-			      (void *)task + bpf_core_field_offset(struct task_struct, on_cpu));
-	return value;
-}
-
-/*
- * The pid of a task in its own PID namespace. `numbers` is an array of one in
+ * The pid of a task in its own PID namespace, `tid` being that in the initial one. `numbers` is an array of one in
  * 5.10 and a flexible array since 6.5 (b69f0aeb0689 "pid: Replace struct pid
  * 1-element array with flex-array"), whose elements a relocation cannot reach:
  * step over it by hand, with the address as a number, for before 5.11 a pointer
  * to a kernel type takes no variable offset.
  */
-static __always_inline u32 namespace_pid(struct task_struct *task)
+static __always_inline u32 namespace_pid(struct task_struct *task, u32 tid)
 {
 	struct pid *pid = task->thread_pid;
 	u64 address = 0;
 	u32 nr = 0;
 
+	if (!pid || !pid->level) /* none, or the initial namespace */
+		return tid;
 	bpf_probe_read_kernel(&address, sizeof(address), &task->thread_pid);
-	if (!address)
-		return 0;
 	address += bpf_core_field_offset(struct pid, numbers) +
 		   (u64)pid->level * bpf_core_type_size(struct upid) +
 		   bpf_core_field_offset(struct upid, nr);

@@ -122,7 +122,6 @@ struct signal_struct {
 };
 
 struct task_struct {
-	int on_cpu;
 	unsigned int flags;
 	int prio;
 	int exit_state;
