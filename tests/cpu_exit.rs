@@ -24,6 +24,11 @@ fn children_of(snapshot: &CpuSnapshot, pid: u32) -> impl Iterator<Item = &ebpfme
 fn short_lived_processes(count: u32, accounting: CpuAccounting, max_exited: u32) {
     let mut probe =
         CpuProbe::builder().accounting(accounting).max_exited(max_exited).load().unwrap();
+    // An idle CPU stays on the address space that it had last. Where that of the
+    // first process hides events, releases that an idle CPU works off may go
+    // unseen: leave none idle.
+    let hides = hides_events(&probe.snapshot().unwrap());
+    let _busy = hides.then(|| Workload::start(WORKLOAD, &["spin", "2"]));
     let mut work = Workload::start(WORKLOAD, &["children", &count.to_string(), "100"]);
     let truth_ns: u64 = work.line().parse().unwrap();
     sleep(SETTLED);
@@ -46,13 +51,13 @@ fn short_lived_processes(count: u32, accounting: CpuAccounting, max_exited: u32)
     let counted = listed + folded.processes;
     let off = ours_ns as f64 / truth_ns as f64 - 1.0;
     if hides_events(&snapshot) {
-        // Batches of releases go unseen there, some per cent of all or, in a short
-        // run, a good part. They are settled from what the exits told, which for
-        // processes as short as these is too little: the machines are for exactness.
-        assert!(missing <= u64::from(count) / 4, "{context}");
+        // Some releases go unseen even so. They are settled from what the exits told,
+        // which for processes as short as these is too little: the machines are for
+        // exactness.
+        assert!(missing <= u64::from(count) / 20, "{context}");
         assert!(counted >= u64::from(count) * 985 / 1000, "{context}");
         // the folded may hold the time of others
-        assert!(off.abs() <= 0.15 || folded.processes > 0, "off by {off}; {context}");
+        assert!(off.abs() <= 0.03 || folded.processes > 0, "off by {off}; {context}");
     } else {
         assert_eq!(missing, 0, "{context}");
         assert!(counted >= u64::from(count), "{context}");

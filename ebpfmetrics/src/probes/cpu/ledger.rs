@@ -1,6 +1,8 @@
 //! From passes of the iterator and final records to counters of a window. Pure:
 //! no system access.
 
+use std::collections::HashSet;
+
 use super::{
     decode::{LiveProcess, LiveThread, Totals},
     record::{EndingRecord, FoldedRecord, ProcessKey, TaskRecord, task_flags},
@@ -20,8 +22,6 @@ pub(super) struct Ledger {
     /// Ended and settled in this window.
     exited: Vec<Known>,
     folded: Folded,
-    /// Processes in `folded` that may have been known before they ended.
-    unmatched_folds: u64,
     kernel_folded: Folded,
     max_exited: usize,
     /// When the probe first looked, `CLOCK_BOOTTIME`. Who started before and was
@@ -275,17 +275,38 @@ impl Ledger {
             };
             self.settle(known.end(&record));
         }
-        self.forget(settled);
+        settled.sort_unstable();
+        self.forget(&settled);
     }
 
     /// Takes in the sums of the processes that the kernel side had no room for.
-    pub(super) fn kernel_folded(&mut self, now: Folded) {
-        let new = now.processes - self.kernel_folded.processes;
-        self.unmatched_folds += new;
-        self.folded.processes += new;
+    ///
+    /// A process known before is among them if it is gone without a final record
+    /// and no longer `ending`. What is known of it keeps its own row and leaves
+    /// the sum, which has all that it ever used.
+    pub(super) fn kernel_folded(&mut self, now: Folded, ending: &[(ProcessKey, EndingRecord)]) {
+        let mut unmatched = now.processes - self.kernel_folded.processes;
+        self.folded.processes += unmatched;
         let totals = now.totals.minus(&self.kernel_folded.totals);
         self.folded.totals = self.folded.totals.plus(&totals);
         self.kernel_folded = now;
+        if unmatched == 0 {
+            return;
+        }
+        let ending: HashSet<ProcessId> = ending.iter().map(|(key, _)| key.process()).collect();
+        let mut settled = Vec::new();
+        for index in 0..self.known.len() {
+            let known = &self.known[index];
+            if unmatched == 0 || known.vanished_ns.is_none() || ending.contains(&known.id) {
+                continue;
+            }
+            unmatched -= 1;
+            self.folded.processes -= 1;
+            self.folded.totals = self.folded.totals.minus(&known.last);
+            self.settle(Known { exited: true, ..known.clone() });
+            settled.push(index);
+        }
+        self.forget(&settled);
     }
 
     /// Settles processes whose final record never came, with the best that is
@@ -302,7 +323,7 @@ impl Ledger {
             if record.last_is_set == 0 || !overdue(record.last.ended_ns) {
                 continue;
             }
-            let id = record.last.process();
+            let id = key.process();
             let known = match self.known.binary_search_by_key(&id, |known| known.id) {
                 // a zombie: nobody has waited for it yet
                 Ok(index) if self.known[index].vanished_ns.is_none() => continue,
@@ -310,37 +331,31 @@ impl Ledger {
                     settled.push(index);
                     self.known[index].clone()
                 }
+                // ended while the probe was being attached
+                Err(_) if id.start_time_ns < self.began_ns => {
+                    taken.push(*key);
+                    continue;
+                }
                 Err(_) => Known::new(id, About::new(&record.last)),
             };
+            taken.push(*key);
             self.exit_record_missing += 1;
             self.settle(known.end(&as_final(record)));
-            taken.push(*key);
-        }
-        for (index, known) in self.known.iter().enumerate() {
-            if !known.vanished_ns.is_some_and(overdue) || settled.contains(&index) {
-                continue;
-            }
-            settled.push(index);
         }
         settled.sort_unstable();
-        for &index in &settled {
+        self.forget(&settled);
+
+        // Nothing came of these at all.
+        settled.clear();
+        for index in 0..self.known.len() {
             let known = &self.known[index];
-            if taken.iter().any(|key| key.tgid == known.id.pid && key.start_ns == known.id.start_time_ns) {
-                continue;
-            }
-            let known = Known { exited: true, ..known.clone() };
-            if self.unmatched_folds > 0 {
-                // It is in the folded sum with all that it ever used; what is
-                // known of it has its own row and leaves the sum.
-                self.unmatched_folds -= 1;
-                self.folded.processes -= 1;
-                self.folded.totals = self.folded.totals.minus(&known.last);
-            } else {
+            if known.vanished_ns.is_some_and(overdue) {
                 self.exit_record_missing += 1;
+                self.settle(Known { exited: true, ..known.clone() });
+                settled.push(index);
             }
-            self.settle(known);
         }
-        self.forget(settled);
+        self.forget(&settled);
         taken
     }
 
@@ -353,11 +368,11 @@ impl Ledger {
         }
     }
 
-    fn forget(&mut self, mut indices: Vec<usize>) {
+    /// Drops what stands at these places, in ascending order.
+    fn forget(&mut self, indices: &[usize]) {
         if indices.is_empty() {
             return;
         }
-        indices.sort_unstable();
         let mut index = 0;
         self.known.retain(|_| {
             index += 1;
@@ -489,12 +504,28 @@ mod tests {
         // 5 ends at 1020, beside two that nobody saw, of 3 ns each
         ledger.live(vec![], 2);
         let totals = Totals { ledger_ns: 1026, ..Totals::default() };
-        ledger.kernel_folded(Folded { processes: 3, totals });
-        assert!(ledger.overdue(&[], 3 + RELEASE_TIMEOUT_NS).is_empty());
+        ledger.kernel_folded(Folded { processes: 3, totals }, &[]);
         assert_eq!(rows(&ledger), [(5, 50, 10, true)]);
         assert_eq!(ledger.folded().processes, 2);
         assert_eq!(ledger.folded().totals.ledger_ns, 16);
         assert_eq!(ledger.exit_record_missing, 0);
+        // the next window has neither, and nothing is left to match
+        ledger.rebase();
+        ledger.live(vec![], 3);
+        ledger.kernel_folded(Folded { processes: 3, totals }, &[]);
+        assert!(ledger.overdue(&[], 3 + RELEASE_TIMEOUT_NS).is_empty());
+        assert_eq!((rows(&ledger), ledger.folded()), (vec![], Folded::default()));
+    }
+
+    #[test]
+    fn a_process_that_is_still_ending_is_not_among_the_folded() {
+        let mut ledger = Ledger::new(9, 0);
+        ledger.live(vec![live(5, 50, 10)], 0);
+        ledger.live(vec![], 1);
+        let totals = Totals { ledger_ns: 3, ..Totals::default() };
+        ledger.kernel_folded(Folded { processes: 1, totals }, &[ending(5, 50, 11, 1)]);
+        assert_eq!(rows(&ledger), [(5, 50, 10, false)]);
+        assert_eq!((ledger.folded().processes, ledger.folded().totals.ledger_ns), (1, 3));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The driver: loads, attaches, reads.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
     CpuFolded, CpuProcess, CpuSnapshot, CpuThread, CpuTime, CpuUsage,
@@ -219,10 +219,13 @@ impl CpuProbe {
         let clock_offset_ns = self.clock_offset()?;
         let now_ns = sys::monotonic_ns();
         self.object.iterate("cpu_tasks", &mut self.buffer)?;
-        // After the pass: who is gone by now is in the final records, or will be.
+        // In the order of a process's end, and after the pass: who is gone by now is
+        // in one of these, or will be.
+        let mut ending = self.object.read_all::<ProcessKey, EndingRecord>("ending")?;
         let ended = self.object.take_all::<ProcessKey, TaskRecord>("exited")?;
-        let ending = self.object.read_all::<ProcessKey, EndingRecord>("ending")?;
         let folded = Folded::sum(&self.object.per_cpu("folded", 0)?);
+        let released: HashSet<_> = ended.iter().map(|(key, _)| key.process()).collect();
+        ending.retain(|(key, _)| !released.contains(&key.process()));
 
         let pass = decode(self.buffer.bytes(), clock_offset_ns, self.threads)?;
         if let Some(process) = pass.processes.first() {
@@ -231,7 +234,7 @@ impl CpuProbe {
         self.ledger.live(pass.processes, now_ns);
         self.ledger.live_threads(pass.threads);
         self.ledger.ended(ended.into_iter().map(|(_, record)| record));
-        self.ledger.kernel_folded(folded);
+        self.ledger.kernel_folded(folded, &ending);
         if self.sees_all {
             // In another PID namespace a zombie cannot be told from the gone.
             let taken = self.ledger.overdue(&ending, now_ns);

@@ -103,6 +103,12 @@ record! {
     }
 }
 
+impl ProcessKey {
+    pub(super) fn process(&self) -> ProcessId {
+        ProcessId { pid: self.tgid, start_time_ns: self.start_ns }
+    }
+}
+
 record! {
     /// A process between its first exiting thread and its release.
     struct EndingRecord = "cpu_ending_record" {
