@@ -11,8 +11,7 @@
  * sum_exec_runtime, which leaves out time stolen by a hypervisor and spares the
  * 45 ns of a clock.
  */
-#include "common.h"
-#include "compat.h"
+#include "task.h"
 
 EBPFMETRICS_LICENSE;
 
@@ -46,8 +45,6 @@ enum task_flags {
 	TASK_RUNNING_NOW = 1 << 0, /* running_raw_ns is set */
 	TASK_SWITCHED_IN = 1 << 1, /* switched_in_ns is set */
 	TASK_HAS_RUN_QUEUE_WAIT = 1 << 2,
-	TASK_KERNEL_THREAD = 1 << 3,
-	TASK_ENDED = 1 << 4, /* the whole process is gone: dead_* are its final totals */
 };
 
 /*
@@ -55,12 +52,8 @@ enum task_flags {
  * released before; user space adds up what belongs together.
  */
 struct cpu_task_record {
-	u32 kind;
-	u32 size;
-	u32 tgid;
-	u32 tid;
-	u64 process_start_ns; /* CLOCK_BOOTTIME */
-	u64 thread_start_ns;
+	struct record_head head;
+	struct task_about about;
 	u64 sum_exec_ns;
 	u64 dead_sum_exec_ns;
 	/*
@@ -84,16 +77,9 @@ struct cpu_task_record {
 	u64 migrations;
 	u64 dead_run_queue_wait_ns;
 	u64 dead_migrations;
-	u64 cgroup_id;
-	u64 parent_start_ns;
 	u64 ended_ns; /* CLOCK_MONOTONIC */
-	u32 parent_tgid;
-	u32 uid;
-	u32 namespace_pid;
-	u32 threads;
 	u32 cpu;
 	u32 flags;
-	char comm[16];
 };
 
 enum cpu_flags {
@@ -103,8 +89,7 @@ enum cpu_flags {
 };
 
 struct cpu_cpu_record {
-	u32 kind;
-	u32 size;
+	struct record_head head;
 	u32 cpu;
 	u32 flags;
 	u64 now_ns;
@@ -395,19 +380,12 @@ static __always_inline void read_charges(struct cpu_task_record *r, struct task_
 /* False for a thread whose leader is gone already: it is being released. */
 static __always_inline bool read_task(struct cpu_task_record *r, struct task_struct *task)
 {
-	struct task_struct *leader = task->group_leader, *parent = task->real_parent;
 	struct signal_struct *signal = task->signal;
-	struct process_key key = {};
 	struct cpu_ending_record *dead;
 
-	if (leader->tgid != task->tgid)
+	if (!read_about(&r->about, task))
 		return false;
-	r->kind = RECORD_TASK;
-	r->size = sizeof(*r);
-	r->tgid = task->tgid;
-	r->tid = task->pid;
-	r->process_start_ns = leader->start_boottime;
-	r->thread_start_ns = task->start_boottime;
+	r->head = RECORD_HEAD(RECORD_TASK, *r);
 	r->sum_exec_ns = task->se.sum_exec_runtime;
 	r->user_ns = task->utime;
 	r->system_ns = task->stime;
@@ -427,23 +405,17 @@ static __always_inline bool read_task(struct cpu_task_record *r, struct task_str
 	r->dead_voluntary_switches = signal->nvcsw;
 	r->dead_involuntary_switches = signal->nivcsw;
 	if (r->dead_sum_exec_ns || (task->flags & PF_EXITING)) {
-		key.start_ns = r->process_start_ns;
-		key.tgid = r->tgid;
+		struct process_key key = {
+		    .start_ns = r->about.process_start_ns,
+		    .tgid = r->about.tgid,
+		};
+
 		dead = bpf_map_lookup_elem(&ending, &key);
 		if (dead) {
 			r->dead_run_queue_wait_ns = dead->run_queue_wait_ns;
 			r->dead_migrations = dead->migrations;
 		}
 	}
-	r->threads = signal->nr_threads;
-	r->parent_tgid = parent->tgid;
-	r->parent_start_ns = parent->group_leader->start_boottime;
-	r->uid = task->cred->uid.val;
-	r->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
-	r->namespace_pid = namespace_pid(task, r->tid);
-	if (task->flags & PF_KTHREAD)
-		r->flags |= TASK_KERNEL_THREAD;
-	__builtin_memcpy(r->comm, task->comm, sizeof(r->comm));
 	return true;
 }
 
@@ -521,22 +493,18 @@ int cpu_tasks(struct bpf_iter__task *ctx)
 	if (!task)
 		return 0;
 	if (!read_task(&r, task))
-		return 0;
+		HAND_ON(ctx);
 	if (has_run_queue())
 		read_running(&r, task);
 	if (account_switches)
 		read_charges(&r, task);
-	/*
-	 * Being released: its time may be in the dead_* totals already and must not
-	 * count twice. Asked last, for it may have begun while we were reading.
-	 */
-	if (*(volatile int *)&task->exit_state & EXIT_DEAD)
-		return 0;
+	if (is_being_released(task))
+		HAND_ON(ctx);
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 
 	if (has_run_queue() && stands_for_cpu(task)) {
 		struct cfs_rq *cfs_rq = task->se.cfs_rq;
-		struct cpu_cpu_record c = {.kind = RECORD_CPU, .size = sizeof(c)};
+		struct cpu_cpu_record c = {.head = RECORD_HEAD(RECORD_CPU, c)};
 		u64 task_clock = *(volatile u64 *)&cfs_rq->rq->clock_task;
 
 		c.cpu = cfs_rq->rq->cpu;
@@ -547,7 +515,7 @@ int cpu_tasks(struct bpf_iter__task *ctx)
 			read_idle_from_cpuacct(&c, cfs_rq);
 		bpf_seq_write(ctx->meta->seq, &c, sizeof(c));
 	}
-	return 0;
+	HAND_ON(ctx);
 }
 
 /*
@@ -558,11 +526,9 @@ SEC("tp_btf/sched_process_exit")
 int BPF_PROG(cpu_exit, struct task_struct *task)
 {
 	static const struct cpu_ending_record none;
-	struct process_key key = {};
+	struct process_key key = process_key_of(task);
 	struct cpu_ending_record *dead;
 
-	key.start_ns = task->group_leader->start_boottime;
-	key.tgid = task->tgid;
 	dead = bpf_map_lookup_elem(&ending, &key);
 	if (!dead) {
 		bpf_map_update_elem(&ending, &key, &none, BPF_NOEXIST);
@@ -611,30 +577,25 @@ static __always_inline void fold(struct cpu_task_record *r)
 SEC("tp_btf/sched_process_free")
 int BPF_PROG(cpu_free, struct task_struct *task)
 {
+	struct process_key key = {.start_ns = task->start_boottime, .tgid = task->tgid};
 	struct signal_struct *signal = task->signal;
-	struct process_key key = {};
 	struct cpu_task_record r = {};
 	struct cpu_ending_record *dead;
 
 	if (task->pid != task->tgid)
 		return 0;
-	key.start_ns = task->start_boottime;
-	key.tgid = task->tgid;
 	dead = bpf_map_lookup_elem(&ending, &key);
 	if (dead) {
 		if (dead->last_is_set)
 			r = dead->last;
 		r.dead_run_queue_wait_ns = dead->run_queue_wait_ns;
 		r.dead_migrations = dead->migrations;
-		r.threads = dead->threads;
+		r.about.threads = dead->threads;
 	}
-	r.kind = RECORD_TASK;
-	r.size = sizeof(r);
-	r.flags |= TASK_ENDED;
+	r.head = RECORD_HEAD(RECORD_TASK, r);
+	read_about_released(&r.about, task);
 	if (has_run_queue_wait())
 		r.flags |= TASK_HAS_RUN_QUEUE_WAIT;
-	r.tgid = r.tid = key.tgid;
-	r.process_start_ns = r.thread_start_ns = key.start_ns;
 	if (!r.ended_ns)
 		r.ended_ns = bpf_ktime_get_ns();
 	r.sum_exec_ns = r.user_ns = r.system_ns = 0;
@@ -645,7 +606,6 @@ int BPF_PROG(cpu_free, struct task_struct *task)
 	r.dead_system_ns = signal->stime;
 	r.dead_voluntary_switches = signal->nvcsw;
 	r.dead_involuntary_switches = signal->nivcsw;
-	__builtin_memcpy(r.comm, task->comm, sizeof(r.comm));
 	if (account_switches) {
 		u64 owner = owner_of(signal_of(task), key.tgid);
 

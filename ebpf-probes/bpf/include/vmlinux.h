@@ -32,7 +32,9 @@ enum { false = 0, true = 1 };
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PROG_ARRAY = 3,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 };
 
 enum {
@@ -59,6 +61,7 @@ typedef struct {
 } kuid_t;
 
 struct task_struct;
+struct mm_struct;
 
 struct rq {
 	u64 clock;
@@ -111,6 +114,12 @@ struct pid {
 	struct upid numbers[1];
 };
 
+struct task_io_accounting {
+	u64 read_bytes;
+	u64 write_bytes;
+	u64 cancelled_write_bytes;
+};
+
 struct signal_struct {
 	atomic_t live;
 	int nr_threads;
@@ -118,7 +127,10 @@ struct signal_struct {
 	u64 stime;
 	unsigned long nvcsw;
 	unsigned long nivcsw;
+	unsigned long min_flt;
+	unsigned long maj_flt;
 	unsigned long long sum_sched_runtime;
+	struct task_io_accounting ioac;
 };
 
 struct task_struct {
@@ -136,11 +148,15 @@ struct task_struct {
 	u64 stime;
 	unsigned long nvcsw;
 	unsigned long nivcsw;
+	unsigned long min_flt;
+	unsigned long maj_flt;
 	u64 start_boottime;
 	const struct cred *cred;
 	char comm[16];
 	struct signal_struct *signal;
 	struct css_set *cgroups;
+	struct mm_struct *mm;
+	struct task_io_accounting ioac;
 };
 
 struct seq_file;

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What every record about a task begins with, and how the iterators of several
+ * probes share one walk over all tasks.
+ */
+#ifndef EBPFMETRICS_TASK_H
+#define EBPFMETRICS_TASK_H
+
+#include "common.h"
+#include "compat.h"
+
+/* Which probe of a joint walk writes: its number there. Set before loading. */
+const volatile u16 stream = 0;
+
+/* The head of everything that an iterator writes. */
+struct record_head {
+	u16 kind; /* by the probe's own count */
+	u16 stream;
+	u32 size; /* with the head */
+};
+
+#define RECORD_HEAD(kind_of_record, type)                                                          \
+	((struct record_head){.kind = kind_of_record, .stream = stream, .size = sizeof(type)})
+
+/*
+ * The iterator of the next probe of a joint walk; empty outside of one. A tail
+ * call costs some ns, a walk of its own some 100 ns per task. Written by user
+ * space when probes are joined.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u32);
+} next_iterator SEC(".maps");
+
+/* Ends an iterator: hands the task to the next probe of a joint walk, if any. */
+#define HAND_ON(ctx)                                                                               \
+	do {                                                                                       \
+		bpf_tail_call(ctx, &next_iterator, 0);                                             \
+		return 0;                                                                          \
+	} while (0)
+
+enum about_flags {
+	ABOUT_KERNEL_THREAD = 1 << 0,
+	ABOUT_ENDED = 1 << 1, /* the whole process is gone: counters are its final totals */
+};
+
+/* Who a task is, and its process. */
+struct task_about {
+	u64 process_start_ns; /* CLOCK_BOOTTIME */
+	u64 thread_start_ns;
+	u64 parent_start_ns;
+	u64 cgroup_id;
+	u32 tgid;
+	u32 tid;
+	u32 parent_tgid;
+	u32 uid;
+	u32 namespace_pid;
+	u32 threads;
+	u32 flags;
+	u32 padding;
+	char comm[16];
+};
+
+/* False for a thread whose leader is gone already: it is being released. */
+static __always_inline bool read_about(struct task_about *about, struct task_struct *task)
+{
+	struct task_struct *leader = task->group_leader, *parent = task->real_parent;
+
+	if (leader->tgid != task->tgid)
+		return false;
+	about->tgid = task->tgid;
+	about->tid = task->pid;
+	about->process_start_ns = leader->start_boottime;
+	about->thread_start_ns = task->start_boottime;
+	about->threads = task->signal->nr_threads;
+	about->parent_tgid = parent->tgid;
+	about->parent_start_ns = parent->group_leader->start_boottime;
+	about->uid = task->cred->uid.val;
+	about->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
+	about->namespace_pid = namespace_pid(task, about->tid);
+	if (task->flags & PF_KTHREAD)
+		about->flags |= ABOUT_KERNEL_THREAD;
+	__builtin_memcpy(about->comm, task->comm, sizeof(about->comm));
+	return true;
+}
+
+/*
+ * The same at the release of a process, in whatever context RCU runs: pointers
+ * to other tasks may be stale, so the rest must have been read at its exit.
+ */
+static __always_inline void read_about_released(struct task_about *about,
+						struct task_struct *leader)
+{
+	about->tgid = about->tid = leader->tgid;
+	about->process_start_ns = about->thread_start_ns = leader->start_boottime;
+	about->flags |= ABOUT_ENDED;
+	__builtin_memcpy(about->comm, leader->comm, sizeof(about->comm));
+}
+
+/* The key of a task's process, while its leader is safe to look at. */
+static __always_inline struct process_key process_key_of(struct task_struct *task)
+{
+	struct process_key key = {
+	    .start_ns = task->group_leader->start_boottime,
+	    .tgid = task->tgid,
+	};
+
+	return key;
+}
+
+/*
+ * Being released: what it used may be in the totals of its process already and
+ * must not count twice. To be asked last, for it may begin while one is reading.
+ */
+static __always_inline bool is_being_released(struct task_struct *task)
+{
+	return *(volatile int *)&task->exit_state & EXIT_DEAD;
+}
+
+#endif
