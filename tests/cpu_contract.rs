@@ -133,7 +133,7 @@ fn two_probes_of_one_process_agree_and_one_outlives_the_other() {
     assert_eq!(seen.process(work.pid()).unwrap().usage.cpu_time.as_nanos() as u64, truth);
     let ended = |snapshot: &ebpfmetrics::CpuSnapshot| {
         let mine = |row: &&ebpfmetrics::CpuProcess| {
-            row.exited && row.parent.is_some_and(|parent| parent.pid == children.pid())
+            row.info.exited && row.info.parent.is_some_and(|parent| parent.pid == children.pid())
         };
         snapshot.processes.iter().filter(mine).count()
     };

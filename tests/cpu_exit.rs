@@ -17,7 +17,7 @@ fn hides_events(snapshot: &CpuSnapshot) -> bool {
 }
 
 fn children_of(snapshot: &CpuSnapshot, pid: u32) -> impl Iterator<Item = &ebpfmetrics::CpuProcess> {
-    snapshot.processes.iter().filter(move |row| row.parent.is_some_and(|p| p.pid == pid))
+    snapshot.processes.iter().filter(move |row| row.info.parent.is_some_and(|p| p.pid == pid))
 }
 
 /// Total CPU of the exited equals wait4's rusage; each is reported once.
@@ -34,7 +34,7 @@ fn short_lived_processes(count: u32, accounting: CpuAccounting, max_exited: u32)
     sleep(SETTLED);
     let snapshot = probe.reset().unwrap();
 
-    let listed = children_of(&snapshot, work.pid()).filter(|row| row.exited).count() as u64;
+    let listed = children_of(&snapshot, work.pid()).filter(|row| row.info.exited).count() as u64;
     let rows_ns: u64 =
         children_of(&snapshot, work.pid()).map(|row| row.usage.cpu_time.as_nanos() as u64).sum();
     let folded = &snapshot.folded;
@@ -123,7 +123,7 @@ fn a_reused_pid_gives_two_rows() {
     let snapshot = probe.snapshot().unwrap();
     let rows: Vec<_> = snapshot.processes.iter().filter(|p| u64::from(p.id.pid) == pid).collect();
     assert_eq!(rows.len(), 2, "{rows:?}");
-    assert!(rows[0].id < rows[1].id && rows.iter().all(|row| row.exited), "{rows:?}");
+    assert!(rows[0].id < rows[1].id && rows.iter().all(|row| row.info.exited), "{rows:?}");
     for (row, truth) in rows.iter().zip([first_ns, second_ns]) {
         let ours = row.usage.cpu_time.as_nanos() as u64;
         // rusage cuts to us, twice; a lost final record costs the last steps
@@ -138,15 +138,15 @@ fn exec_keeps_the_row_and_changes_the_name() {
     let mut work = Workload::start(WORKLOAD, &["exec"]);
     sleep(Duration::from_millis(100));
     let before = probe.snapshot().unwrap().process(work.pid()).unwrap().clone();
-    assert_eq!(before.comm, "workload");
+    assert_eq!(before.info.comm, "workload");
     assert!(before.usage.cpu_time >= Duration::from_millis(20));
     work.tell("go");
     assert_eq!(work.line(), "spinning");
     let after = probe.snapshot().unwrap().process(work.pid()).unwrap().clone();
-    assert_eq!(after.comm, "work-after");
+    assert_eq!(after.info.comm, "work-after");
     assert_eq!(after.id, before.id);
     assert!(after.usage.cpu_time >= before.usage.cpu_time);
-    assert!(!after.exited);
+    assert!(!after.info.exited);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_leader_that_exits_before_its_threads_keeps_counting() {
             sleep(Duration::from_millis(200));
             let snapshot = probe.snapshot().unwrap();
             let row = snapshot.process(work.pid()).unwrap();
-            assert!(!row.exited, "{accounting:?}");
+            assert!(!row.info.exited, "{accounting:?}");
             assert!(
                 row.usage.cpu_time > last + Duration::from_millis(20),
                 "{accounting:?} {row:?}"
@@ -178,7 +178,12 @@ fn a_leader_that_exits_before_its_threads_keeps_counting() {
         let pid = work.pid();
         work.kill();
         let gone = poll(SETTLED * 2, || {
-            probe.snapshot().unwrap().processes.into_iter().find(|p| p.exited && p.id.pid == pid)
+            probe
+                .snapshot()
+                .unwrap()
+                .processes
+                .into_iter()
+                .find(|p| p.info.exited && p.id.pid == pid)
         });
         let gone = gone.unwrap_or_else(|| panic!("{accounting:?}: no final record"));
         assert!(gone.usage.cpu_time >= last, "{accounting:?}: {gone:?}, last {last:?}");

@@ -176,7 +176,7 @@ fn both_ways_to_account_agree() {
         assert!(
             a <= b + allowed && b <= a + allowed + dying,
             "{}: ledger {a}, switches {b}, {:?}",
-            by_ledger.process(work.pid()).unwrap().comm,
+            by_ledger.process(work.pid()).unwrap().info.comm,
             by_switches.losses
         );
     }
@@ -208,22 +208,22 @@ fn a_row_says_who_it_is() {
     let work = Workload::start(WORKLOAD, &["spin", "3"]);
     let snapshot = probe.snapshot().unwrap();
     let row = snapshot.process(work.pid()).unwrap();
-    assert_eq!(row.comm, "workload");
+    assert_eq!(row.info.comm, "workload");
     assert_eq!(row.id.start_time_ns / 10_000_000, proc_stat(work.pid()).start_ticks);
-    assert_eq!(row.parent.unwrap().pid, std::process::id());
-    assert_eq!(row.namespace_pid, work.pid());
-    assert_eq!(row.uid, 0);
-    assert_eq!(row.threads, 3);
-    assert!(!row.exited && !row.kernel_thread);
+    assert_eq!(row.info.parent.unwrap().pid, std::process::id());
+    assert_eq!(row.info.namespace_pid, work.pid());
+    assert_eq!(row.info.uid, 0);
+    assert_eq!(row.info.threads, 3);
+    assert!(!row.info.exited && !row.info.kernel_thread);
     let own = snapshot.process(std::process::id()).unwrap();
-    assert_eq!(row.parent.unwrap(), own.id);
+    assert_eq!(row.info.parent.unwrap(), own.id);
     let threads: Vec<_> =
         snapshot.threads.iter().filter(|thread| thread.process == row.id).collect();
     assert_eq!(threads.len(), 3);
     assert!(threads.iter().any(|thread| thread.id.tid == work.pid()));
     // kthreadd, the parent of all kernel threads
     let kthreadd = snapshot.process(2).unwrap();
-    assert!(kthreadd.kernel_thread && kthreadd.parent.is_none());
+    assert!(kthreadd.info.kernel_thread && kthreadd.info.parent.is_none());
     // The directory of a cgroup has the id as its inode.
     let cgroup = std::fs::read_to_string("/proc/self/cgroup").unwrap();
     if let Some(path) = cgroup.lines().find_map(|line| line.strip_prefix("0::")) {
@@ -233,7 +233,7 @@ fn a_row_says_who_it_is() {
             .find(|mount| std::path::Path::new(mount).join("cgroup.procs").exists())
             .expect("a cgroup v2 mount");
         let inode = std::fs::metadata(format!("{mount}{path}")).unwrap().ino();
-        assert_eq!(own.cgroup_id, Some(inode));
+        assert_eq!(own.info.cgroup_id, Some(inode));
     }
 }
 
@@ -276,7 +276,7 @@ fn assert_conserved(accounting: CpuAccounting, load: &[&[&str]]) {
     let mut most: Vec<_> = snapshot.processes.iter().collect();
     most.sort_by_key(|row| std::cmp::Reverse(row.usage.cpu_time));
     let most: Vec<_> = (most.iter().take(6))
-        .map(|row| (row.id.pid, row.comm, row.exited, row.usage.cpu_time))
+        .map(|row| (row.id.pid, row.info.comm, row.info.exited, row.usage.cpu_time))
         .collect();
     let context = format!(
         "{accounting:?} {load:?}: busy {busy:?} hidden {hidden_ns:?} idle {idle:?} interrupted \
@@ -338,8 +338,12 @@ fn metrics_that_this_kernel_gives() {
         support(&format!("cpu.{metric}"), given, source(metric));
         assert!(given, "{metric} is not known on this kernel, and should be since 5.10");
     }
-    support("cpu.cgroup_id", row.cgroup_id.is_some(), "iter/task: task->cgroups->dfl_cgrp->kn->id");
-    assert!(row.cgroup_id.is_some());
+    support(
+        "cpu.cgroup_id",
+        row.info.cgroup_id.is_some(),
+        "iter/task: task->cgroups->dfl_cgrp->kn->id",
+    );
+    assert!(row.info.cgroup_id.is_some());
     let degraded = probe.health().unwrap().degraded;
     assert!(degraded.is_empty(), "{degraded:?}");
 }

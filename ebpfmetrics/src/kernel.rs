@@ -1,6 +1,9 @@
-use std::{collections::BTreeSet, fmt, fs, io};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt, fs, io,
+};
 
-use crate::{Error, ErrorKind, Result, btf::per_cpu_offsets, loader::KernelBtf};
+use crate::{Error, ErrorKind, Result, btf, loader::KernelBtf};
 
 pub(crate) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
@@ -23,6 +26,7 @@ pub struct Kernel {
     btf: Option<KernelBtf>,
     run_queues_offset: Option<u64>,
     cpuacct_offset: Option<u64>,
+    tracepoint_arguments: HashMap<String, usize>,
 }
 
 impl Kernel {
@@ -47,13 +51,18 @@ impl Kernel {
             )
             .with_source(error)
         })?;
-        let btf = KernelBtf::parse(&bytes).map_err(|error| {
+        let parsed = KernelBtf::parse(&bytes).map_err(|error| {
             Error::new(ErrorKind::BtfMissing, format!("{BTF_PATH} is not BTF as known here"))
                 .with_source(error)
         })?;
-        let [run_queues_offset, cpuacct_offset] =
-            per_cpu_offsets(&bytes, ["runqueues", "root_cpuacct_cpuusage"]);
-        Ok(Self { btf: Some(btf), run_queues_offset, cpuacct_offset })
+        let found = btf::find(&bytes, ["runqueues", "root_cpuacct_cpuusage"]);
+        let [run_queues_offset, cpuacct_offset] = found.per_cpu_offsets;
+        Ok(Self {
+            btf: Some(parsed),
+            run_queues_offset,
+            cpuacct_offset,
+            tracepoint_arguments: found.tracepoint_arguments,
+        })
     }
 
     pub(crate) fn btf(&self) -> &KernelBtf {
@@ -62,7 +71,13 @@ impl Kernel {
 
     /// Whether the kernel has a tracepoint that programs can attach to by type.
     pub fn has_tracepoint(&self, name: &str) -> bool {
-        self.btf().has_tracepoint(name)
+        self.tracepoint_arguments(name).is_some()
+    }
+
+    /// How many arguments a tracepoint hands to programs; `None` if the kernel does
+    /// not have it. Kernels add arguments and take them away.
+    pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
+        self.tracepoint_arguments.get(name).copied()
     }
 
     /// Whether the kernel has an iterator such as `task`.

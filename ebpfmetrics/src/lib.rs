@@ -5,6 +5,7 @@
 mod btf;
 mod error;
 mod kernel;
+mod ledger;
 mod loader;
 mod preflight;
 mod probe;
@@ -13,11 +14,13 @@ mod process;
 mod record;
 mod snapshot;
 mod sys;
+mod task;
+mod walk;
 
 pub use error::{Error, ErrorKind, Result};
 pub use kernel::Kernel;
 pub use preflight::{Check, Lockdown, Preflight, Requirements, preflight};
 pub use probe::{AnyProbe, Cost, Degraded, Health, Probe, ProgramCost, Statistics};
 pub use probes::*;
-pub use process::{Comm, ProcessId, ThreadId};
+pub use process::{Comm, ProcessId, ProcessInfo, ThreadId};
 pub use snapshot::{Losses, Provenance, Snapshot, Source, Window};

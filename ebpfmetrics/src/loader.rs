@@ -4,14 +4,15 @@ use std::{
     error::Error as StdError,
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicU16, Ordering},
 };
 
 use aya::{
     Btf, BtfError, Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, Map, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, MapError, PerCpuArray, ProgramArray},
     programs::{
         BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, RawTracePointRunOptions,
-        TestRun as _,
+        TestRun as _, TracePoint,
     },
 };
 use aya_obj::btf::BtfKind;
@@ -71,21 +72,25 @@ impl Loader {
             }
             result => result,
         };
-        let ebpf =
+        let (ebpf, stream) =
             ebpf.map_err(|error| self.explain("creating its maps", Some(Box::new(error))))?;
-        Ok(Object { ebpf, loader: self })
+        Ok(Object { ebpf, loader: self, stream, buffer: RecordBuffer::default() })
     }
 
-    fn try_load(&self, kernel: &Kernel) -> Result<Ebpf, EbpfError> {
+    fn try_load(&self, kernel: &Kernel) -> Result<(Ebpf, u16), EbpfError> {
+        // Tells the records of probes that share a walk apart: there are never 65,536.
+        static STREAMS: AtomicU16 = AtomicU16::new(0);
+        let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&kernel.btf().0));
+        loader.override_global("stream", bytemuck::bytes_of(&stream), false);
         for (name, value) in &self.globals {
             loader.override_global(name, value.as_slice(), true);
         }
         for (map, entries) in &self.entries {
             loader.map_max_entries(map, *entries);
         }
-        loader.load(self.bytes)
+        Ok((loader.load(self.bytes)?, stream))
     }
 
     /// The error to report: what the machine lacks if it lacks something, else
@@ -120,9 +125,52 @@ impl Loader {
 pub(crate) struct Object {
     ebpf: Ebpf,
     loader: Loader,
+    stream: u16,
+    buffer: RecordBuffer,
 }
 
 impl Object {
+    /// What the records of its iterator are marked with.
+    pub(crate) fn stream(&self) -> u16 {
+        self.stream
+    }
+
+    /// Memory for walks, kept between them.
+    pub(crate) fn buffer(&mut self) -> &mut RecordBuffer {
+        &mut self.buffer
+    }
+
+    /// From here on its iterators hand every task to that of another object, which
+    /// has to stay loaded for as long.
+    pub(crate) fn hand_on_to(&mut self, next: &Object, iterator: &'static str) -> Result<()> {
+        const MAP: &str = "next_iterator";
+        let Some(program) = next.ebpf.program(iterator) else {
+            let text = format!("probe {}: no program {iterator}", next.loader.probe);
+            return Err(Error::new(ErrorKind::InvalidObject, text));
+        };
+        let set = |map: Option<&mut Map>,
+                   program: &Program|
+         -> Result<(), Box<dyn StdError + Send + Sync>> {
+            let map = map.ok_or("no such map in its object")?;
+            let mut programs = ProgramArray::try_from(map)?;
+            Ok(programs.set(0, program.fd()?, 0)?)
+        };
+        set(self.ebpf.map_mut(MAP), program).map_err(|error| {
+            let text = format!("probe {}: joining its walk failed", self.loader.probe);
+            Error::new(ErrorKind::System, text).with_source(error)
+        })
+    }
+
+    /// Its iterators hand tasks on to nobody.
+    pub(crate) fn hand_on_to_none(&mut self) {
+        if let Some(Ok(mut programs)) =
+            self.ebpf.map_mut("next_iterator").map(ProgramArray::try_from)
+        {
+            // what was never set is no loss
+            let _ = programs.clear_index(&0);
+        }
+    }
+
     /// Loads a program and attaches it to a tracepoint of the kernel.
     pub(crate) fn attach(
         &mut self,
@@ -133,6 +181,21 @@ impl Object {
         let attach = |program: &mut BtfTracePoint| {
             program.load(tracepoint, &kernel.btf().0)?;
             program.attach().map(drop)
+        };
+        let result = attach(self.program(program)?);
+        result.map_err(|error| self.refused(program, error))
+    }
+
+    /// Loads a program and attaches it to a tracepoint by its name under tracefs.
+    pub(crate) fn attach_classic(
+        &mut self,
+        program: &'static str,
+        category: &str,
+        tracepoint: &str,
+    ) -> Result<()> {
+        let attach = |program: &mut TracePoint| {
+            program.load()?;
+            program.attach(category, tracepoint).map(drop)
         };
         let result = attach(self.program(program)?);
         result.map_err(|error| self.refused(program, error))
@@ -252,6 +315,16 @@ impl Object {
         element.map(|value| value.0).map_err(|error| self.unreadable(map, error))
     }
 
+    /// Sets one element of an array map.
+    pub(crate) fn set_element<T: Pod>(&mut self, map: &str, index: u32, value: T) -> Result<()> {
+        let set = |map: &mut Map| -> Result<(), MapError> {
+            Array::<&mut MapData, Value<T>>::try_from(map)?.set(index, Value(value), 0)
+        };
+        self.map(map)?;
+        let result = self.ebpf.map_mut(map).map_or(Ok(()), set);
+        result.map_err(|error| self.unreadable(map, error))
+    }
+
     /// One element of a per-CPU array, for every CPU.
     pub(crate) fn per_cpu<T: Pod>(&self, map: &str, index: u32) -> Result<Vec<T>> {
         let array = PerCpuArray::<&MapData, Value<T>>::try_from(self.map(map)?);
@@ -350,7 +423,11 @@ impl RecordBuffer {
 
 fn map_data(map: &Map) -> &MapData {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => data,
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::ProgramArray(data) => data,
         _ => unreachable!("the objects of this crate have no map of another type"),
     }
 }
@@ -370,10 +447,6 @@ pub(crate) struct KernelBtf(Btf);
 impl KernelBtf {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, BtfError> {
         Btf::parse(bytes, aya::Endianness::default()).map(Self)
-    }
-
-    pub(crate) fn has_tracepoint(&self, name: &str) -> bool {
-        self.0.id_by_type_name_kind(&format!("btf_trace_{name}"), BtfKind::Typedef).is_ok()
     }
 
     pub(crate) fn has_iterator(&self, name: &str) -> bool {

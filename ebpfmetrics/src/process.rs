@@ -30,6 +30,33 @@ impl fmt::Display for ProcessId {
     }
 }
 
+/// What is known of a process beside what a probe measures; gauges, as of the end
+/// of the window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct ProcessInfo {
+    /// Its name; exec changes it.
+    pub comm: Comm,
+    /// Its parent; `None` for those that the kernel itself started, and for a
+    /// process whose exit was not seen.
+    #[doc(alias = "ppid")]
+    pub parent: Option<ProcessId>,
+    /// Its pid in its own PID namespace.
+    pub namespace_pid: u32,
+    /// The user it runs as (real user id in the initial user namespace).
+    pub uid: u32,
+    /// The cgroup v2 it is in: the inode of its directory in the cgroup file
+    /// system. 1 is the root, where all are on hosts that use only v1.
+    pub cgroup_id: Option<u64>,
+    /// Threads alive, or the number of threads that exited if the process has.
+    pub threads: u32,
+    /// A thread of the kernel itself.
+    pub kernel_thread: bool,
+    /// Ended and waited for: these are its final counters. Told in one window.
+    pub exited: bool,
+}
+
 /// A thread, for all time: its thread id and when it started.
 ///
 /// The thread id is the kernel's `task_struct::pid` in the initial PID
@@ -54,7 +81,7 @@ pub struct ThreadId {
 /// assert_eq!(comm, "kworker/0:1");
 /// assert_eq!(comm.to_string(), "kworker/0:1");
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Comm([u8; 16]);
 
 impl Comm {

@@ -18,8 +18,8 @@ macro_rules! record {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-        pub(super) struct $name {
-            $($(#[$field_meta])* pub(super) $field: $type,)*
+        pub(crate) struct $name {
+            $($(#[$field_meta])* pub(crate) $field: $type,)*
         }
 
         impl $crate::record::Record for $name {

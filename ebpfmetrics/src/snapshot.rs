@@ -53,6 +53,18 @@ impl Losses {
         Self(causes.into_iter().collect())
     }
 
+    /// What came to the kernel side's losses since a window began, and what user
+    /// space lost.
+    pub(crate) fn since(
+        now: &[(&'static str, u64)],
+        before: &[(&'static str, u64)],
+        own: impl IntoIterator<Item = (&'static str, u64)>,
+    ) -> Self {
+        let before = before.iter().map(|(_, count)| *count).chain(std::iter::repeat(0));
+        let kernel = now.iter().zip(before).map(|((cause, now), before)| (*cause, now - before));
+        Self::new(kernel.chain(own))
+    }
+
     /// Every cause with its count.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.0.iter().copied()

@@ -212,7 +212,7 @@ fn report(probe: ebpfmetrics::Result<CpuProbe>) {
             let health = probe.health().expect("health of a loaded probe");
             let degraded: Vec<_> = health.degraded.iter().map(|d| d.feature).collect();
             let snapshot = probe.snapshot().expect("snapshot of a loaded probe");
-            let me = snapshot.processes.iter().find(|p| p.namespace_pid == std::process::id());
+            let me = snapshot.processes.iter().find(|p| p.info.namespace_pid == std::process::id());
             let me_ms = me.map_or(0, |me| me.usage.cpu_time.as_millis());
             format!("ok rows={} me_ms={me_ms} degraded={degraded:?}", snapshot.processes.len())
         }

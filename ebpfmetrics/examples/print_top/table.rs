@@ -8,7 +8,7 @@ use std::{
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table, Width, presets};
 use crossterm::style::Stylize;
-use ebpfmetrics::{Comm, CpuProcess, CpuSnapshot, CpuUsage, Degraded, Window};
+use ebpfmetrics::{Comm, CpuProcess, CpuSnapshot, CpuUsage, Degraded, ProcessInfo, Window};
 
 use crate::{Options, Sort};
 
@@ -16,7 +16,7 @@ use crate::{Options, Sort};
 pub(crate) fn header(snapshot: &CpuSnapshot, degraded: &[Degraded]) -> String {
     let (window, cpus) = (snapshot.window, snapshot.online_cpus);
     let machine = window.duration() * cpus as u32;
-    let exited = snapshot.processes.iter().filter(|process| process.exited).count();
+    let exited = snapshot.processes.iter().filter(|process| process.info.exited).count();
     let interrupted = snapshot.cpus.iter().map(|cpu| cpu.interrupted).sum();
     let mut header = format!(
         "{:.3} s: {} processes, {} more exited\n\
@@ -85,7 +85,8 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn new(process: &'a CpuProcess) -> Self {
-        let &CpuProcess { id, threads, uid, comm, exited, ref usage, .. } = process;
+        let CpuProcess { id, info, usage, .. } = process;
+        let &ProcessInfo { threads, uid, comm, exited, .. } = info;
         let count = if exited { "exited".into() } else { threads.to_string() };
         Self { pid: id.pid, count, uid, comm, exited, usage }
     }

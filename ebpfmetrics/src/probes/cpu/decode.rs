@@ -1,23 +1,27 @@
-//! From the iterator's bytes to processes and CPUs. Pure: no system access.
+//! From the iterator's records to processes, threads and CPUs. Pure: no system
+//! access.
 
-use super::record::{CpuRecord, RECORD_CPU, RECORD_TASK, TaskRecord, cpu_flags, task_flags};
-use crate::{Error, ErrorKind, Result};
+use super::record::{
+    CpuRecord, EndingRecord, FoldedRecord, RECORD_CPU, RECORD_TASK, TaskRecord, cpu_flags,
+    task_flags,
+};
+use crate::{
+    Result,
+    ledger::{Ending, Folded, Reading, TaskTotals, sum_up},
+    task::{Records, cast, invalid},
+};
 
-/// Everything that one pass of the iterator showed.
+/// Everything that one walk showed.
 #[derive(Debug, Default)]
-pub(super) struct Pass {
-    /// Processes in ascending order of pid.
-    pub(super) processes: Vec<LiveProcess>,
+pub(super) struct Walked {
+    /// Processes in ascending order of id.
+    pub(super) processes: Vec<Reading<Totals>>,
     /// Threads in ascending order of tid, if they are wanted.
     pub(super) threads: Vec<LiveThread>,
     /// CPUs in no order.
     pub(super) cpus: Vec<CpuReading>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct LiveProcess {
-    pub(super) leader: TaskRecord,
-    pub(super) totals: Totals,
+    /// Whether the kernel tells how long tasks wait.
+    pub(super) has_wait: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -48,9 +52,10 @@ pub(super) struct Totals {
     pub(super) migrations: u64,
 }
 
-impl Totals {
-    /// Applies an operation to each counter.
-    pub(super) fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
+impl crate::ledger::Totals for Totals {
+    type Gauges = ();
+
+    fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
         Self {
             ledger_ns: f(self.ledger_ns, other.ledger_ns),
             charged_ns: f(self.charged_ns, other.charged_ns),
@@ -63,18 +68,16 @@ impl Totals {
         }
     }
 
-    pub(super) fn plus(&self, other: &Self) -> Self {
-        self.zip(other, u64::saturating_add)
+    /// User and system time stay in the proportion that the kernel sampled.
+    fn advance(&self, now: &Self) -> Self {
+        let mut next = self.max(now);
+        (next.user_ns, next.system_ns) =
+            split(next.ledger_ns, (now.user_ns, now.system_ns), (self.user_ns, self.system_ns));
+        next
     }
+}
 
-    pub(super) fn minus(&self, other: &Self) -> Self {
-        self.zip(other, u64::saturating_sub)
-    }
-
-    pub(super) fn max(&self, other: &Self) -> Self {
-        self.zip(other, u64::max)
-    }
-
+impl Totals {
     /// Of one task alone.
     fn own(record: &TaskRecord, clock_offset_ns: Option<u64>) -> Self {
         // Without the offset of the clocks a running task is at most a tick behind.
@@ -104,6 +107,13 @@ impl Totals {
         }
     }
 
+    /// With user and system time that make up the CPU time.
+    pub(super) fn split(mut self) -> Self {
+        (self.user_ns, self.system_ns) =
+            split(self.ledger_ns, (self.user_ns, self.system_ns), (0, 0));
+        self
+    }
+
     /// Of the threads of its process that were gone when the task was read.
     pub(super) fn dead(record: &TaskRecord) -> Self {
         Self {
@@ -117,72 +127,109 @@ impl Totals {
             migrations: record.dead_migrations,
         }
     }
-
-    /// Adds a task to its process.
-    ///
-    /// Threads exit while the iterator goes from one to the next. Their time is
-    /// then in the dead totals of the tasks read later but not of those read
-    /// before: adding any one of them to all tasks could count a thread twice.
-    /// Each of them with the tasks read from there on never does, and the
-    /// largest of these sums is the best.
-    fn join(&self, record: &TaskRecord, own: &Self) -> Self {
-        self.max(&Self::dead(record)).plus(own)
-    }
 }
 
 /// The scheduler updates a running task at least at every tick, and with
 /// `nohz_full` once a second.
 const MAX_RUNNING_NS: i64 = 4_000_000_000;
 
-/// Reads the output of the iterator.
+/// Divides CPU time into user and system as `cputime_adjust()` of the kernel does
+/// for `/proc/PID/stat`: the time is exact, the proportion is sampled by ticks,
+/// and neither part ever goes back.
+fn split(cpu_ns: u64, sampled: (u64, u64), last: (u64, u64)) -> (u64, u64) {
+    if last.0 + last.1 >= cpu_ns {
+        return last;
+    }
+    let system = match sampled {
+        (_, 0) => 0,
+        (0, _) => cpu_ns,
+        (user, system) => {
+            (u128::from(system) * u128::from(cpu_ns) / (u128::from(user) + u128::from(system)))
+                as u64
+        }
+    };
+    // at most one of the two bounds can be hit
+    let system = system.clamp(last.1, cpu_ns - last.0);
+    (cpu_ns - system, system)
+}
+
+/// Reads what a walk wrote.
 ///
 /// `clock_offset_ns` is how far the clock of BPF is ahead of the scheduler's.
-pub(super) fn decode(bytes: &[u8], clock_offset_ns: Option<u64>, threads: bool) -> Result<Pass> {
-    let mut pass = Pass::default();
-    let mut tasks: Vec<&TaskRecord> = Vec::with_capacity(bytes.len() / size_of::<TaskRecord>());
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let (kind, size) = header(rest)?;
-        let (record, after) = rest.split_at_checked(size).ok_or_else(|| invalid("cut short"))?;
-        match kind {
-            RECORD_TASK => tasks.push(cast(record)?),
-            RECORD_CPU => pass.cpus.push(cpu(cast(record)?, clock_offset_ns)),
+pub(super) fn decode(
+    records: Records<'_>,
+    clock_offset_ns: Option<u64>,
+    threads: bool,
+) -> Result<Walked> {
+    let mut walked = Walked::default();
+    let mut tasks: Vec<&TaskRecord> = Vec::with_capacity(records.capacity::<TaskRecord>());
+    for record in records {
+        match record? {
+            (RECORD_TASK, record) => tasks.push(cast(record)?),
+            (RECORD_CPU, record) => walked.cpus.push(cpu(cast(record)?, clock_offset_ns)),
             _ => return Err(invalid("of unknown kind")),
         }
-        rest = after;
     }
-    // The kernel iterates in the order of pids, so leaders come sorted; threads
-    // may come before their leader where pids have wrapped around.
-    let leaders = tasks.iter().filter(|task| task.is_leader());
-    pass.processes = leaders
-        .map(|&&leader| LiveProcess { leader, totals: Totals::default() })
-        .collect();
-    if !pass.processes.is_sorted_by_key(|process| process.leader.tgid) {
-        pass.processes.sort_by_key(|process| process.leader.tgid);
+    walked.has_wait = tasks.first().is_some_and(|task| task.has(task_flags::HAS_RUN_QUEUE_WAIT));
+    let leaders = tasks.iter().filter(|task| task.about.is_leader());
+    walked.processes = leaders.map(|leader| reading(leader, Totals::default())).collect();
+    let placed = sum_up(
+        &mut walked.processes,
+        tasks.iter().map(|task| TaskTotals {
+            process: task.about.process(),
+            is_leader: task.about.is_leader(),
+            own: Totals::own(task, clock_offset_ns),
+            dead: Totals::dead(task),
+        }),
+    );
+    if threads {
+        let of_live_processes = tasks.iter().zip(placed).filter(|(_, placed)| *placed);
+        walked.threads = of_live_processes
+            .map(|(&&record, _)| LiveThread { record, totals: Totals::own(&record, clock_offset_ns) })
+            .collect();
     }
-    let mut next = 0;
-    for task in tasks {
-        let own = Totals::own(task, clock_offset_ns);
-        let index = if task.is_leader() && pass.processes[next].leader.tgid == task.tgid {
-            next
-        } else {
-            match pass.processes.binary_search_by_key(&task.tgid, |process| process.leader.tgid) {
-                Ok(index) => index,
-                Err(_) => continue, // the leader is gone: the process is being released
-            }
-        };
-        if task.is_leader() {
-            next = (index + 1).min(pass.processes.len() - 1);
-        }
-        let process = &mut pass.processes[index];
-        if process.leader.process_start_ns == task.process_start_ns {
-            process.totals = process.totals.join(task, &own);
-            if threads {
-                pass.threads.push(LiveThread { record: *task, totals: own });
-            }
-        }
-    }
-    Ok(pass)
+    Ok(walked)
+}
+
+fn reading(record: &TaskRecord, totals: Totals) -> Reading<Totals> {
+    Reading { id: record.about.process(), info: record.about.info(), totals, gauges: () }
+}
+
+/// The final record of a process.
+pub(super) fn ended(record: &TaskRecord) -> Reading<Totals> {
+    reading(record, Totals::dead(record))
+}
+
+/// The state at the last thread's exit; `None` if threads are left.
+pub(super) fn ending(record: &EndingRecord) -> Option<Ending<Totals>> {
+    let last = &record.last;
+    let totals = Totals {
+        ledger_ns: last.dead_sum_exec_ns + last.sum_exec_ns,
+        charged_ns: last.charged_ns,
+        user_ns: last.dead_user_ns + last.user_ns,
+        system_ns: last.dead_system_ns + last.system_ns,
+        voluntary_switches: last.dead_voluntary_switches + last.voluntary_switches,
+        involuntary_switches: last.dead_involuntary_switches + last.involuntary_switches,
+        run_queue_wait_ns: record.run_queue_wait_ns,
+        migrations: record.migrations,
+    };
+    let ending = Ending { ended_ns: last.ended_ns, last: reading(last, totals) };
+    (record.last_is_set != 0).then_some(ending)
+}
+
+/// What one CPU folded of the processes that found no room.
+pub(super) fn folded(record: &FoldedRecord) -> Folded<Totals> {
+    let totals = Totals {
+        ledger_ns: record.sum_exec_ns,
+        charged_ns: record.charged_ns,
+        user_ns: record.user_ns,
+        system_ns: record.system_ns,
+        voluntary_switches: record.voluntary_switches,
+        involuntary_switches: record.involuntary_switches,
+        run_queue_wait_ns: record.run_queue_wait_ns,
+        migrations: record.migrations,
+    };
+    Folded { processes: record.processes, totals }
 }
 
 fn cpu(record: &CpuRecord, clock_offset_ns: Option<u64>) -> CpuReading {
@@ -200,83 +247,52 @@ fn cpu(record: &CpuRecord, clock_offset_ns: Option<u64>) -> CpuReading {
     CpuReading { cpu: record.cpu, idle_ns, interrupted_ns: record.interrupted_ns }
 }
 
-fn header(bytes: &[u8]) -> Result<(u32, usize)> {
-    let word = |at: usize| {
-        let bytes = bytes.get(at..at + 4)?;
-        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-    };
-    match (word(0), word(4)) {
-        (Some(kind), Some(size)) if size >= 8 => Ok((kind, size as usize)),
-        _ => Err(invalid("without header")),
-    }
-}
-
-fn cast<T: bytemuck::AnyBitPattern>(record: &[u8]) -> Result<&T> {
-    bytemuck::try_from_bytes(record).map_err(|_| invalid("of unexpected size"))
-}
-
-fn invalid(what: &str) -> Error {
-    Error::new(ErrorKind::InvalidRecord, format!("probe cpu: record {what}"))
-}
-
 #[cfg(test)]
 mod tests {
     use bytemuck::Zeroable;
 
     use super::*;
+    use crate::{
+        ledger::Totals as _,
+        task::{RecordHead, TaskAbout},
+    };
+
+    const STREAM: u16 = 4;
+
+    fn head<T>(kind: u16) -> RecordHead {
+        RecordHead { kind, stream: STREAM, size: size_of::<T>() as u32 }
+    }
 
     fn task(tgid: u32, tid: u32, own: u64, dead: u64) -> TaskRecord {
         TaskRecord {
-            kind: RECORD_TASK,
-            size: size_of::<TaskRecord>() as u32,
-            tgid,
-            tid,
-            process_start_ns: u64::from(tgid) * 1000,
+            head: head::<TaskRecord>(RECORD_TASK),
+            about: TaskAbout {
+                tgid,
+                tid,
+                process_start_ns: u64::from(tgid) * 1000,
+                ..TaskAbout::zeroed()
+            },
             sum_exec_ns: own,
             dead_sum_exec_ns: dead,
             ..TaskRecord::zeroed()
         }
     }
 
-    fn decode_tasks(tasks: &[TaskRecord]) -> Pass {
-        decode(bytemuck::cast_slice(tasks), None, true).unwrap()
-    }
-
-    fn ledger(pass: &Pass) -> Vec<(u32, u64)> {
-        pass.processes.iter().map(|p| (p.leader.tgid, p.totals.ledger_ns)).collect()
+    fn decode(bytes: &[u8], clock_offset_ns: Option<u64>) -> Result<Walked> {
+        super::decode(Records::new(bytes, STREAM), clock_offset_ns, true)
     }
 
     #[test]
-    fn threads_and_dead_threads_add_up() {
-        let pass = decode_tasks(&[
-            task(10, 10, 5, 100),
-            task(11, 11, 7, 0),
-            task(10, 12, 20, 100),
-            task(10, 13, 30, 100),
-        ]);
-        assert_eq!(ledger(&pass), [(10, 155), (11, 7)]);
-        assert_eq!(pass.threads.len(), 4);
-    }
-
-    #[test]
-    fn a_thread_that_exits_during_the_pass_counts_once_at_most() {
-        // 12 (20 ns) was read, exited, and its time joined the dead of 13.
-        let after = decode_tasks(&[task(10, 10, 5, 0), task(10, 12, 20, 0), task(10, 13, 30, 20)]);
-        assert_eq!(ledger(&after), [(10, 55)]);
-        // 12 exited before it was read.
-        let before = decode_tasks(&[task(10, 10, 5, 0), task(10, 13, 30, 20)]);
-        assert_eq!(ledger(&before), [(10, 50)]);
-    }
-
-    #[test]
-    fn a_thread_may_come_before_its_leader() {
-        let pass = decode_tasks(&[task(10, 3, 20, 0), task(5, 5, 1, 0), task(10, 10, 5, 0)]);
-        assert_eq!(ledger(&pass), [(5, 1), (10, 25)]);
-    }
-
-    #[test]
-    fn a_thread_without_leader_is_left_out() {
-        assert_eq!(ledger(&decode_tasks(&[task(10, 12, 20, 0)])), []);
+    fn processes_have_sums_and_threads_their_own() {
+        let tasks = [task(10, 10, 5, 100), task(11, 11, 7, 0), task(10, 12, 20, 100), task(9, 13, 1, 0)];
+        let walked = decode(bytemuck::cast_slice(&tasks), None).unwrap();
+        let sums: Vec<_> = walked.processes.iter().map(|p| (p.id.pid, p.totals.ledger_ns)).collect();
+        assert_eq!(sums, [(10, 125), (11, 7)]);
+        // 13 has no leader any more
+        let threads: Vec<_> = (walked.threads.iter())
+            .map(|thread| (thread.record.about.tid, thread.totals.ledger_ns))
+            .collect();
+        assert_eq!(threads, [(10, 5), (11, 7), (12, 20)]);
     }
 
     #[test]
@@ -309,7 +325,8 @@ mod tests {
             run_queue_wait_ns: 66,
             migrations: 77,
         };
-        assert_eq!(decode_tasks(&[record]).processes[0].totals, expected);
+        let walked = decode(bytemuck::bytes_of(&record), None).unwrap();
+        assert_eq!(walked.processes[0].totals, expected);
     }
 
     #[test]
@@ -321,9 +338,8 @@ mod tests {
             charged_ns: 1000,
             ..task(10, 10, 50, 0)
         };
-        let totals = |offset| {
-            decode(bytemuck::bytes_of(&record), offset, false).unwrap().processes[0].totals
-        };
+        let totals =
+            |offset| decode(bytemuck::bytes_of(&record), offset).unwrap().processes[0].totals;
         assert_eq!(totals(Some(1_000_000)).ledger_ns, 350);
         assert_eq!(totals(Some(1_000_000)).charged_ns, 1310);
         assert_eq!(totals(None).ledger_ns, 50);
@@ -334,8 +350,7 @@ mod tests {
     #[test]
     fn idle_time_of_a_busy_cpu_needs_the_offset() {
         let record = |flags| CpuRecord {
-            kind: RECORD_CPU,
-            size: size_of::<CpuRecord>() as u32,
+            head: head::<CpuRecord>(RECORD_CPU),
             cpu: 3,
             flags,
             idle_ns: 70,
@@ -343,9 +358,9 @@ mod tests {
             ..CpuRecord::zeroed()
         };
         let idle = |flags, offset| {
-            let pass = decode(bytemuck::bytes_of(&record(flags)), offset, false).unwrap();
-            assert_eq!((pass.cpus[0].cpu, pass.cpus[0].interrupted_ns), (3, 9));
-            pass.cpus[0].idle_ns
+            let walked = decode(bytemuck::bytes_of(&record(flags)), offset).unwrap();
+            assert_eq!((walked.cpus[0].cpu, walked.cpus[0].interrupted_ns), (3, 9));
+            walked.cpus[0].idle_ns
         };
         let busy = cpu_flags::HAS_IDLE | cpu_flags::IDLE_LACKS_CLOCK_OFFSET;
         assert_eq!(idle(0, Some(5)), None);
@@ -356,15 +371,29 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_an_error() {
-        let whole = task(10, 10, 5, 0);
-        let whole = bytemuck::bytes_of(&whole);
-        for length in 1..whole.len() {
-            assert!(decode(&whole[..length], None, false).is_err(), "{length}");
-        }
-        let unknown = TaskRecord { kind: 9, ..task(1, 1, 0, 0) };
-        assert!(decode(bytemuck::bytes_of(&unknown), None, false).is_err());
-        let endless = TaskRecord { size: 0, ..task(1, 1, 0, 0) };
-        assert!(decode(bytemuck::bytes_of(&endless), None, false).is_err());
+    fn records_of_unexpected_kind_and_size_are_errors() {
+        let unknown =
+            TaskRecord { head: head::<TaskRecord>(9), ..task(1, 1, 0, 0) };
+        assert!(decode(bytemuck::bytes_of(&unknown), None).is_err());
+        let short = head::<RecordHead>(RECORD_TASK);
+        assert!(decode(bytemuck::bytes_of(&short), None).is_err());
+    }
+
+    #[test]
+    fn user_and_system_time_make_up_the_cpu_time() {
+        assert_eq!(split(1000, (0, 0), (0, 0)), (1000, 0));
+        assert_eq!(split(1000, (0, 4), (0, 0)), (0, 1000));
+        assert_eq!(split(1000, (3, 1), (0, 0)), (750, 250));
+        // samples moved towards user: system stays where it was
+        assert_eq!(split(1100, (30, 1), (750, 250)), (850, 250));
+        assert_eq!(split(1100, (1, 30), (750, 250)), (750, 350));
+        assert_eq!(split(900, (3, 1), (750, 250)), (750, 250));
+        let totals = |ledger_ns, user_ns, system_ns| Totals {
+            ledger_ns,
+            user_ns,
+            system_ns,
+            ..Totals::default()
+        };
+        assert_eq!(totals(1000, 750, 250).advance(&totals(1100, 1, 30)), totals(1100, 750, 350));
     }
 }

@@ -1,10 +1,10 @@
 //! CPU time per process.
 
 mod decode;
-mod ledger;
 mod probe;
 mod record;
 mod snapshot;
+mod threads;
 
 pub use probe::{CpuAccounting, CpuProbe, CpuProbeBuilder};
 pub use snapshot::{CpuFolded, CpuProcess, CpuSnapshot, CpuThread, CpuTime, CpuUsage};

@@ -4,16 +4,19 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{
     CpuFolded, CpuProcess, CpuSnapshot, CpuThread, CpuTime, CpuUsage,
-    decode::{CpuReading, decode},
-    ledger::{Folded, Ledger},
-    record::{self, ClocksRecord, EndingRecord, ProcessKey, TaskRecord},
+    decode::{self, CpuReading, Totals, decode},
+    record::{self, ClocksRecord, EndingRecord, TaskRecord},
+    threads::Threads,
 };
 use crate::{
     Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
-    Result, Source, Window,
-    loader::{Loader, Object, RecordBuffer},
+    Result, Source,
+    ledger::Ledger,
+    loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
     sys,
+    task::ProcessKey,
+    walk::{Read, TaskProbe, Walk, Windows, read_alone},
 };
 
 /// How the CPU time of a process is measured. Both ways give the same figures.
@@ -56,7 +59,7 @@ pub enum CpuAccounting {
 ///     let second = probe.reset()?;
 ///     for process in &second.processes {
 ///         let percent = process.usage.percent_of_one_cpu(second.window);
-///         println!("{:>7} {:<15} {percent:6.1} %", process.id.pid, process.comm);
+///         println!("{:>7} {:<15} {percent:6.1} %", process.id.pid, process.info.comm);
 ///     }
 /// }
 /// # Ok::<(), ebpfmetrics::Error>(())
@@ -69,13 +72,14 @@ pub struct CpuProbe {
     has_wait: bool,
     sees_all: bool,
     online_cpus: usize,
-    window_start_ns: u64,
-    ledger: Ledger,
+    windows: Windows,
+    clock_offset_ns: Option<u64>,
+    ledger: Ledger<Totals>,
+    known_threads: Threads,
     cpus: Vec<KnownCpu>,
     kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
-    buffer: RecordBuffer,
 }
 
 /// Options of a [`CpuProbe`].
@@ -200,48 +204,48 @@ impl CpuProbe {
             has_wait: false,
             sees_all: in_initial_pid_namespace(),
             online_cpus,
-            window_start_ns: sys::monotonic_ns(),
+            windows: Windows::begin(),
+            clock_offset_ns: None,
             ledger: Ledger::new(options.max_exited as usize, sys::boottime_ns()),
+            known_threads: Threads::default(),
             cpus: Vec::new(),
-            kernel_losses: Vec::new(),
+            kernel_losses: vec![],
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded: Vec::new(),
-            buffer: RecordBuffer::default(),
         };
-        let end_ns = probe.read()?;
+        read_alone(&mut probe, Read::Reset)?;
         probe.describe();
-        probe.rebase(end_ns)?;
         Ok(probe)
     }
 
-    /// Brings the books up to date; returns the moment they are of.
-    fn read(&mut self) -> Result<u64> {
-        let clock_offset_ns = self.clock_offset()?;
-        let now_ns = sys::monotonic_ns();
-        self.object.iterate("cpu_tasks", &mut self.buffer)?;
-        // In the order of a process's end, and after the pass: who is gone by now is
+    /// Brings the books up to date.
+    fn read(&mut self, walk: &Walk<'_>) -> Result<()> {
+        // In the order of a process's end, and after the walk: who is gone by now is
         // in one of these, or will be.
         let mut ending = self.object.read_all::<ProcessKey, EndingRecord>("ending")?;
         let ended = self.object.take_all::<ProcessKey, TaskRecord>("exited")?;
-        let folded = Folded::sum(&self.object.per_cpu("folded", 0)?);
+        let folded = self.object.per_cpu("folded", 0)?;
         let released: HashSet<_> = ended.iter().map(|(key, _)| key.process()).collect();
         ending.retain(|(key, _)| !released.contains(&key.process()));
 
-        let pass = decode(self.buffer.bytes(), clock_offset_ns, self.threads)?;
-        if let Some(process) = pass.processes.first() {
-            self.has_wait = process.leader.has(record::task_flags::HAS_RUN_QUEUE_WAIT);
-        }
-        self.ledger.live(pass.processes, now_ns);
-        self.ledger.live_threads(pass.threads);
-        self.ledger.ended(ended.into_iter().map(|(_, record)| record));
-        self.ledger.kernel_folded(folded, &ending);
+        let walked = decode(walk.records(&self.object), self.clock_offset_ns, self.threads)?;
+        self.has_wait |= walked.has_wait;
+        self.ledger.live(walked.processes, walk.end_ns);
+        self.known_threads.live(walked.threads);
+        self.ledger.ended(ended.iter().map(|(_, record)| decode::ended(record)));
+        self.ledger.kernel_folded(
+            folded.iter().map(decode::folded).sum(),
+            &ending.iter().map(|(key, _)| key.process()).collect(),
+        );
         if self.sees_all {
             // In another PID namespace a zombie cannot be told from the gone.
-            let taken = self.ledger.overdue(&ending, now_ns);
+            let ending = ending.iter().filter_map(|(_, record)| decode::ending(record));
+            let taken = self.ledger.overdue(ending, walk.end_ns);
+            let taken: Vec<_> = taken.into_iter().map(ProcessKey::from).collect();
             self.object.delete("ending", &taken)?;
         }
-        self.update_cpus(pass.cpus);
-        Ok(now_ns)
+        self.update_cpus(walked.cpus);
+        Ok(())
     }
 
     /// How far the clock of BPF is ahead of the scheduler's.
@@ -281,45 +285,14 @@ impl CpuProbe {
         }
     }
 
-    /// Starts a window at a moment that has just been read.
-    fn rebase(&mut self, now_ns: u64) -> Result<()> {
-        self.kernel_losses = self.object.losses(record::LOSSES)?;
+    /// Starts a window at what has just been read.
+    fn rebase(&mut self, kernel_losses: Vec<(&'static str, u64)>) {
+        self.kernel_losses = kernel_losses;
         self.ledger.rebase();
+        self.known_threads.rebase();
         for cpu in &mut self.cpus {
             cpu.baseline = cpu.last;
         }
-        self.window_start_ns = now_ns;
-        Ok(())
-    }
-
-    fn window_losses(&self) -> Result<Losses> {
-        let now = self.object.losses(record::LOSSES)?;
-        let before = self.kernel_losses.iter().map(|(_, count)| count);
-        let kernel = now.iter().zip(before).map(|((cause, now), before)| (*cause, now - before));
-        let missing = ("exit_record_missing", self.ledger.exit_record_missing);
-        Ok(Losses::new(kernel.chain([missing])))
-    }
-
-    fn take_snapshot(&mut self) -> Result<CpuSnapshot> {
-        let end_ns = self.read()?;
-        let row = |known| CpuProcess::new(known, self.accounting, self.has_wait);
-        let folded = self.ledger.folded();
-        Ok(CpuSnapshot {
-            window: Window { start_ns: self.window_start_ns, end_ns },
-            accounting: self.accounting,
-            processes: self.ledger.processes().into_iter().map(row).collect(),
-            threads: (self.ledger.threads().iter())
-                .map(|thread| CpuThread::new(thread, self.has_wait))
-                .collect(),
-            folded: CpuFolded {
-                processes: folded.processes,
-                usage: CpuUsage::new(&folded.totals, self.accounting, self.has_wait),
-            },
-            cpus: self.cpus.iter().map(KnownCpu::in_window).collect(),
-            online_cpus: self.online_cpus,
-            losses: self.window_losses()?,
-            provenance: Arc::clone(&self.provenance),
-        })
     }
 
     /// Writes down where the figures come from, and what does not.
@@ -390,13 +363,11 @@ impl Probe for CpuProbe {
     }
 
     fn snapshot(&mut self) -> Result<CpuSnapshot> {
-        self.take_snapshot()
+        read_alone(self, Read::Snapshot)
     }
 
     fn reset(&mut self) -> Result<CpuSnapshot> {
-        let snapshot = self.take_snapshot()?;
-        self.rebase(snapshot.window.end_ns)?;
-        Ok(snapshot)
+        read_alone(self, Read::Reset)
     }
 
     fn health(&self) -> Result<Health> {
@@ -405,6 +376,53 @@ impl Probe for CpuProbe {
 
     fn cost(&self) -> Result<Cost> {
         self.object.cost()
+    }
+}
+
+impl TaskProbe for CpuProbe {
+    fn iterator(&self) -> &'static str {
+        "cpu_tasks"
+    }
+
+    fn object(&self) -> &Object {
+        &self.object
+    }
+
+    fn object_mut(&mut self) -> &mut Object {
+        &mut self.object
+    }
+
+    fn before_walk(&mut self, _: Read) -> Result<()> {
+        self.clock_offset_ns = self.clock_offset()?;
+        Ok(())
+    }
+
+    fn after_walk(&mut self, walk: &Walk<'_>) -> Result<CpuSnapshot> {
+        self.read(walk)?;
+        let losses = self.object.losses(record::LOSSES)?;
+        let missing = ("exit_record_missing", self.ledger.exit_record_missing);
+        let row = |known| CpuProcess::new(known, self.accounting, self.has_wait);
+        let folded = self.ledger.folded();
+        let snapshot = CpuSnapshot {
+            window: self.windows.at(walk),
+            accounting: self.accounting,
+            processes: self.ledger.processes().into_iter().map(row).collect(),
+            threads: (self.known_threads.iter())
+                .map(|thread| CpuThread::new(thread, self.has_wait))
+                .collect(),
+            folded: CpuFolded {
+                processes: folded.processes,
+                usage: CpuUsage::new(&folded.totals.split(), self.accounting, self.has_wait),
+            },
+            cpus: self.cpus.iter().map(KnownCpu::in_window).collect(),
+            online_cpus: self.online_cpus,
+            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            provenance: Arc::clone(&self.provenance),
+        };
+        if walk.read == Read::Reset {
+            self.rebase(losses);
+        }
+        Ok(snapshot)
     }
 }
 

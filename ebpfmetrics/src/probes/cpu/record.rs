@@ -1,19 +1,21 @@
 //! The records of `ebpf-probes/bpf/cpu.bpf.c`.
 
-use crate::{ProcessId, ThreadId, record::record};
+use crate::{
+    record::record,
+    task::{RecordHead, TaskAbout},
+};
 
 /// `enum cpu_loss`, in its order and by its names.
 pub(super) const LOSSES: &[&str] = &["exit_state_full", "switch_unmatched", "switch_table_full"];
 
-pub(super) const RECORD_TASK: u32 = 1;
-pub(super) const RECORD_CPU: u32 = 2;
+pub(super) const RECORD_TASK: u16 = 1;
+pub(super) const RECORD_CPU: u16 = 2;
 
 /// `enum task_flags`
 pub(super) mod task_flags {
     pub(in super::super) const RUNNING_NOW: u32 = 1 << 0;
     pub(in super::super) const SWITCHED_IN: u32 = 1 << 1;
     pub(in super::super) const HAS_RUN_QUEUE_WAIT: u32 = 1 << 2;
-    pub(in super::super) const KERNEL_THREAD: u32 = 1 << 3;
 }
 
 /// `enum cpu_flags`
@@ -26,12 +28,8 @@ pub(super) mod cpu_flags {
 record! {
     /// One task, or a process that has ended.
     struct TaskRecord = "cpu_task_record" {
-        kind: u32,
-        size: u32,
-        tgid: u32,
-        tid: u32,
-        process_start_ns: u64,
-        thread_start_ns: u64,
+        head: RecordHead,
+        about: TaskAbout,
         sum_exec_ns: u64,
         dead_sum_exec_ns: u64,
         running_raw_ns: u64,
@@ -50,32 +48,13 @@ record! {
         migrations: u64,
         dead_run_queue_wait_ns: u64,
         dead_migrations: u64,
-        cgroup_id: u64,
-        parent_start_ns: u64,
         ended_ns: u64,
-        parent_tgid: u32,
-        uid: u32,
-        namespace_pid: u32,
-        threads: u32,
         cpu: u32,
         flags: u32,
-        comm: [u8; 16],
     }
 }
 
 impl TaskRecord {
-    pub(super) fn process(&self) -> ProcessId {
-        ProcessId { pid: self.tgid, start_time_ns: self.process_start_ns }
-    }
-
-    pub(super) fn thread(&self) -> ThreadId {
-        ThreadId { tid: self.tid, start_time_ns: self.thread_start_ns }
-    }
-
-    pub(super) fn is_leader(&self) -> bool {
-        self.tid == self.tgid
-    }
-
     pub(super) fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
@@ -84,28 +63,12 @@ impl TaskRecord {
 record! {
     /// One CPU.
     struct CpuRecord = "cpu_cpu_record" {
-        kind: u32,
-        size: u32,
+        head: RecordHead,
         cpu: u32,
         flags: u32,
         now_ns: u64,
         idle_ns: u64,
         interrupted_ns: u64,
-    }
-}
-
-record! {
-    /// The key of a process in maps.
-    struct ProcessKey = "process_key" {
-        start_ns: u64,
-        tgid: u32,
-        padding: u32,
-    }
-}
-
-impl ProcessKey {
-    pub(super) fn process(&self) -> ProcessId {
-        ProcessId { pid: self.tgid, start_time_ns: self.start_ns }
     }
 }
 
@@ -146,10 +109,20 @@ record! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::ProcessKey;
 
     crate::record::layout_test!(
         ebpf_probes::CPU,
-        [TaskRecord, CpuRecord, ProcessKey, EndingRecord, FoldedRecord, ClocksRecord]
+        [
+            RecordHead,
+            TaskAbout,
+            TaskRecord,
+            CpuRecord,
+            ProcessKey,
+            EndingRecord,
+            FoldedRecord,
+            ClocksRecord
+        ]
     );
     crate::record::losses_test!(ebpf_probes::CPU, "cpu_loss", LOSSES);
 }

@@ -3,9 +3,11 @@ use std::{sync::Arc, time::Duration};
 use super::{
     CpuAccounting,
     decode::Totals,
-    ledger::{Known, KnownThread},
+    threads::KnownThread,
 };
-use crate::{Comm, Losses, ProcessId, Provenance, Snapshot, ThreadId, Window};
+use crate::{
+    Comm, Losses, ProcessId, ProcessInfo, Provenance, Snapshot, ThreadId, Window, ledger::Known,
+};
 
 /// What every process did with the CPUs in a window.
 ///
@@ -93,43 +95,19 @@ pub struct CpuProcess {
     /// Who it is, for all time.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub id: ProcessId,
-    /// Its name; exec changes it.
-    pub comm: Comm,
-    /// Its parent; `None` for those that the kernel itself started, and for a
-    /// process whose exit was not seen.
-    #[doc(alias = "ppid")]
-    pub parent: Option<ProcessId>,
-    /// Its pid in its own PID namespace.
-    pub namespace_pid: u32,
-    /// The user it runs as (real user id in the initial user namespace).
-    pub uid: u32,
-    /// The cgroup v2 it is in: the inode of its directory in the cgroup file
-    /// system. 1 is the root, where all are on hosts that use only v1.
-    pub cgroup_id: Option<u64>,
-    /// Threads alive, or the number of threads that exited if the process has.
-    pub threads: u32,
-    /// A thread of the kernel itself.
-    pub kernel_thread: bool,
-    /// Ended and waited for: these are its final counters. Told in one window.
-    pub exited: bool,
+    /// Its name, its parent, whether it has exited and more.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub info: ProcessInfo,
     /// What it did with the CPUs in the window.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub usage: CpuUsage,
 }
 
 impl CpuProcess {
-    pub(super) fn new(known: &Known, accounting: CpuAccounting, has_wait: bool) -> Self {
-        let about = &known.about;
+    pub(super) fn new(known: &Known<Totals>, accounting: CpuAccounting, has_wait: bool) -> Self {
         Self {
             id: known.id,
-            comm: about.comm,
-            parent: about.parent,
-            namespace_pid: about.namespace_pid,
-            uid: about.uid,
-            cgroup_id: about.cgroup_id,
-            threads: about.threads,
-            kernel_thread: about.kernel_thread,
-            exited: known.exited,
+            info: known.info,
             usage: CpuUsage::new(&known.counters(), accounting, has_wait),
         }
     }

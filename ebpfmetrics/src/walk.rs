@@ -1,0 +1,94 @@
+//! One walk over all tasks, for one probe or for several together.
+
+use crate::{
+    Probe, Result, Window,
+    loader::{Object, RecordBuffer},
+    sys,
+    task::Records,
+};
+
+/// What a read does with the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// It goes on.
+    Snapshot,
+    /// It ends, and the next begins.
+    Reset,
+}
+
+/// A probe that reads by a walk over all tasks.
+pub(crate) trait TaskProbe: Probe {
+    /// The program of its iterator, which hands each task on (`HAND_ON`).
+    fn iterator(&self) -> &'static str;
+
+    fn object(&self) -> &Object;
+
+    fn object_mut(&mut self) -> &mut Object;
+
+    /// What has to be done right before the walk.
+    fn before_walk(&mut self, read: Read) -> Result<()>;
+
+    /// Takes in what the walk showed.
+    fn after_walk(&mut self, walk: &Walk<'_>) -> Result<Self::Snapshot>;
+}
+
+/// A walk that has been made.
+pub(crate) struct Walk<'a> {
+    pub(crate) read: Read,
+    /// The moment that the figures are of, `CLOCK_MONOTONIC`.
+    pub(crate) end_ns: u64,
+    bytes: &'a [u8],
+}
+
+impl<'a> Walk<'a> {
+    /// Walks with the iterator of an object, and those that it hands on to.
+    pub(crate) fn make(
+        read: Read,
+        object: &mut Object,
+        iterator: &'static str,
+        buffer: &'a mut RecordBuffer,
+    ) -> Result<Self> {
+        let end_ns = sys::monotonic_ns();
+        object.iterate(iterator, buffer)?;
+        Ok(Self { read, end_ns, bytes: buffer.bytes() })
+    }
+
+    /// What the iterator of an object wrote.
+    pub(crate) fn records(&self, object: &Object) -> Records<'a> {
+        Records::new(self.bytes, object.stream())
+    }
+}
+
+/// The window of a probe, and what it keeps between walks.
+#[derive(Debug)]
+pub(crate) struct Windows {
+    start_ns: u64,
+}
+
+impl Windows {
+    /// The first begins here.
+    pub(crate) fn begin() -> Self {
+        Self { start_ns: sys::monotonic_ns() }
+    }
+
+    /// The window as a walk found it; the next begins there if the read ends it.
+    pub(crate) fn at(&mut self, walk: &Walk<'_>) -> Window {
+        let window = Window { start_ns: self.start_ns, end_ns: walk.end_ns };
+        if walk.read == Read::Reset {
+            self.start_ns = walk.end_ns;
+        }
+        window
+    }
+}
+
+/// A read of one probe by itself.
+pub(crate) fn read_alone<P: TaskProbe>(probe: &mut P, read: Read) -> Result<P::Snapshot> {
+    probe.before_walk(read)?;
+    let iterator = probe.iterator();
+    // The memory of a walk is some 300 bytes per task: kept from walk to walk.
+    let mut buffer = std::mem::take(probe.object_mut().buffer());
+    let walk = Walk::make(read, probe.object_mut(), iterator, &mut buffer);
+    let snapshot = walk.and_then(|walk| probe.after_walk(&walk));
+    *probe.object_mut().buffer() = buffer;
+    snapshot
+}
