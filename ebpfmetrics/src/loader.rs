@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Btf, BtfError, Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, Map, MapData, MapError, PerCpuArray, ProgramArray},
+    maps::{Array, Map, MapData, MapError, PerCpuArray, ProgramArray, Stack},
     programs::{
         BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, RawTracePointRunOptions,
         TestRun as _, TracePoint,
@@ -178,12 +178,26 @@ impl Object {
         tracepoint: &str,
         kernel: &Kernel,
     ) -> Result<()> {
-        let attach = |program: &mut BtfTracePoint| {
-            program.load(tracepoint, &kernel.btf().0)?;
-            program.attach().map(drop)
-        };
-        let result = attach(self.program(program)?);
+        self.load_hook(program, tracepoint, kernel)?;
+        self.attach_hook(program)
+    }
+
+    /// Loads a program for a tracepoint, to be attached when it is needed.
+    pub(crate) fn load_hook(
+        &mut self,
+        program: &'static str,
+        tracepoint: &str,
+        kernel: &Kernel,
+    ) -> Result<()> {
+        let result =
+            self.program::<BtfTracePoint>(program)?.load(tracepoint, &kernel.btf().0);
         result.map_err(|error| self.refused(program, error))
+    }
+
+    /// Attaches a program of [`load_hook`](Self::load_hook).
+    pub(crate) fn attach_hook(&mut self, program: &'static str) -> Result<()> {
+        let result = self.program::<BtfTracePoint>(program)?.attach();
+        result.map(drop).map_err(|error| self.refused(program, error))
     }
 
     /// Loads a program and attaches it to a tracepoint by its name under tracefs.
@@ -325,6 +339,21 @@ impl Object {
         result.map_err(|error| self.unreadable(map, error))
     }
 
+    /// Elements of an array map from `first` on, at most `count`.
+    pub(crate) fn elements<T: Pod>(&self, map: &str, first: u32, count: usize) -> Result<Vec<T>> {
+        self.batch(map, |fd| sys::read_elements(fd, first, count))
+    }
+
+    /// Puts a value on top of a stack map.
+    pub(crate) fn push<T: Pod>(&mut self, map: &str, value: T) -> Result<()> {
+        let push = |map: &mut Map| -> Result<(), MapError> {
+            Stack::<&mut MapData, Value<T>>::try_from(map)?.push(Value(value), 0)
+        };
+        self.map(map)?;
+        let result = self.ebpf.map_mut(map).map_or(Ok(()), push);
+        result.map_err(|error| self.unreadable(map, error))
+    }
+
     /// One element of a per-CPU array, for every CPU.
     pub(crate) fn per_cpu<T: Pod>(&self, map: &str, index: u32) -> Result<Vec<T>> {
         let array = PerCpuArray::<&MapData, Value<T>>::try_from(self.map(map)?);
@@ -427,7 +456,8 @@ fn map_data(map: &Map) -> &MapData {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
-        | Map::ProgramArray(data) => data,
+        | Map::ProgramArray(data)
+        | Map::Stack(data) => data,
         _ => unreachable!("the objects of this crate have no map of another type"),
     }
 }
