@@ -22,7 +22,7 @@ enum disk_loss {
 	DISK_LOSS_IN_FLIGHT_TABLE_FULL, /* `collided` full: as start_unseen */
 	DISK_LOSS_START_UNSEEN, /* who began an operation is not known, nor how long it took */
 	DISK_LOSS_COMPLETION_UNSEEN, /* counted when its request came again; its time is not known */
-	DISK_LOSS_OWNER_UNSEEN, /* a write-back whose file had no note stands with its submitter */
+	DISK_LOSS_OWNER_UNSEEN, /* a write-back whose file has no note stands with its device */
 	DISK_LOSSES,
 };
 
@@ -468,8 +468,12 @@ static __always_inline void classify(struct disk_row_key *key, struct current_pr
 			u16 mode = BPF_CORE_READ((struct address_space *)mapping, host, i_mode);
 
 			key->class = (mode & S_IFMT) == S_IFREG ? DISK_WRITE_BACK : DISK_METADATA;
-			if (!charge_owner(mapping, bytes, key))
+			if (!charge_owner(mapping, bytes, key)) {
+				/* whoever syncs or flushes now did not cause it */
+				key->start_ns = 0;
+				key->tgid = 0;
 				count_loss(DISK_LOSS_OWNER_UNSEEN);
+			}
 			return;
 		}
 	}

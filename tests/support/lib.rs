@@ -4,11 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod child;
+mod disk;
 mod machine;
 mod oracle;
 mod privilege;
 
 pub use child::{Workload, die_with_parent, exit_thread, fork_and_wait, in_pid_namespace};
+pub use disk::{
+    Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Zram, device_name, device_of, directory_on_disk, discard, diskstats,
+    load_module, settle, skip, sync,
+};
 pub use machine::{Kernel, emulated, kernel, needs_kernel, poll, support};
 pub use oracle::{
     LoadedObjects, ProcStat, Schedstat, hidden_tasks_ns, loaded_objects, monotonic_ns, proc_stat,

@@ -21,8 +21,10 @@ pub struct DiskSnapshot {
     pub processes: Vec<DiskProcess>,
     /// Block devices that ever did anything, by number: disks and partitions.
     pub devices: Vec<DiskDevice>,
-    /// Operations that no process is charged with: the table of rows was full, or
-    /// their start was not seen.
+    /// Operations that no process is charged with: pages that became dirty before
+    /// the probe was there, or whose owner was forgotten; what began unseen; what
+    /// found the table of rows full. The [`losses`](DiskSnapshot::losses) tell them
+    /// apart.
     pub unattributed: DiskUsage,
     /// Processes that exited beyond the bound of
     /// [`DiskProbeBuilder::max_exited`](super::DiskProbeBuilder::max_exited),
@@ -91,9 +93,10 @@ pub struct DiskProcess {
     pub usage: DiskUsage,
     /// The same by how it is known.
     pub by_class: DiskByClass,
-    /// Bytes of pages that it made dirty: `task_io_accounting::write_bytes`,
-    /// `write_bytes` in `/proc/PID/io`, with threads that have exited. `None` on
-    /// kernels without `CONFIG_TASK_IO_ACCOUNTING`.
+    /// Bytes of pages that it made dirty, and of its writes past the page cache:
+    /// `task_io_accounting::write_bytes`, `write_bytes` in `/proc/PID/io`, with
+    /// threads that have exited. `None` on kernels without
+    /// `CONFIG_TASK_IO_ACCOUNTING`.
     #[doc(alias = "write_bytes")]
     pub dirtied_bytes: Option<u64>,
     /// Of dirty bytes those that it took back before they were written, by removing
