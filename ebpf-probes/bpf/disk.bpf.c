@@ -20,6 +20,7 @@ enum disk_loss {
 	DISK_LOSS_ROW_TABLE_FULL, /* `rows` full: an operation stands in the row of its device */
 	DISK_LOSS_PROCESS_TABLE_FULL, /* `processes` full: no name or no final dirtied bytes */
 	DISK_LOSS_IN_FLIGHT_TABLE_FULL, /* `collided` full: as start_unseen */
+	DISK_LOSS_START_LATE, /* first seen when issued: charged to who did that, queue time 0 */
 	DISK_LOSS_START_UNSEEN, /* who began an operation is not known, nor how long it took */
 	DISK_LOSS_COMPLETION_UNSEEN, /* counted when its request came again; its time is not known */
 	DISK_LOSS_OWNER_UNSEEN, /* a write-back whose file has no note stands with its device */
@@ -647,6 +648,15 @@ static __noinline void charge_unattributed(u32 device, u32 command, u32 bytes, u
 		__sync_fetch_and_add(&row->unseen, 1);
 }
 
+/* Whether a request without a start was there before us. */
+static __always_inline bool began_before_us(struct request *request)
+{
+	u32 zero = 0;
+	struct disk_control_record *c = bpf_map_lookup_elem(&control, &zero);
+
+	return c && (!c->attached_ns || request->start_time_ns < c->attached_ns);
+}
+
 /* Requests from 6.5 on: block_io_start comes once for each, with its first bio. */
 
 SEC("tp_btf/block_io_start")
@@ -683,6 +693,17 @@ int BPF_PROG(disk_get_request_of_queue, struct request_queue *queue, struct bio 
 	return 0;
 }
 
+/* A request whose start was not seen: who issues it is mostly who submitted it. */
+static __always_inline struct disk_in_flight *begin_late(struct request *request, u64 number)
+{
+	struct disk_in_flight *io = begin(number, request->bio, request_device(request),
+					  request->cmd_flags, request->__data_len, true);
+
+	if (io && !began_before_us(request))
+		count_loss(DISK_LOSS_START_LATE);
+	return io;
+}
+
 /* What goes by one of a request's bios: others may have been merged in front. */
 static __always_inline u64 number_of_bio_in_flight(struct request *request)
 {
@@ -706,9 +727,8 @@ static __always_inline struct disk_in_flight *adopt(struct request *request, u64
 	struct disk_row_key key;
 	u32 device;
 
-	if (!before) /* a request that is made of another */
-		return begin(number, request->bio, request_device(request), request->cmd_flags,
-			     request->__data_len, true);
+	if (!before) /* a request that is made of another, for one */
+		return begin_late(request, number);
 	io = take_slot(number, true);
 	if (!io)
 		return io;
@@ -734,14 +754,13 @@ static __always_inline void issue(struct request *request)
 	u64 number = number_of(request);
 	struct disk_in_flight *io = find(number);
 
-	if (!has_io_start) {
+	if (!io) {
 		if ((request->cmd_flags & REQ_OP_MASK) == REQ_OP_FLUSH)
 			return; /* the device's own, for any number of fsyncs */
+		io = has_io_start ? begin_late(request, number) : adopt(request, number);
 		if (!io)
-			io = adopt(request, number);
+			return;
 	}
-	if (!io)
-		return;
 	/* comes again for a request that the device sent back */
 	if (!io->issued_ns)
 		io->issued_ns = bpf_ktime_get_ns();
@@ -787,15 +806,6 @@ int BPF_PROG(disk_merge_of_queue, struct request_queue *queue, struct request *r
 {
 	merge(request);
 	return 0;
-}
-
-/* Whether a request without a start was there before us. */
-static __always_inline bool began_before_us(struct request *request)
-{
-	u32 zero = 0;
-	struct disk_control_record *c = bpf_map_lookup_elem(&control, &zero);
-
-	return c && (!c->attached_ns || request->start_time_ns < c->attached_ns);
 }
 
 SEC("tp_btf/block_rq_complete")

@@ -375,6 +375,21 @@ impl Object {
         Error::new(ErrorKind::System, text).with_source(error)
     }
 
+    /// Runs of its programs that the kernel left out, because the same program was
+    /// interrupted on that CPU (`recursion_misses`). None before 5.12, whose kernels do
+    /// not tell.
+    pub(crate) fn skipped_runs(&self) -> Result<u64> {
+        let mut skipped = 0;
+        for (name, program) in self.loaded() {
+            let fd = program.fd().map_err(|error| self.unreadable(name, error))?;
+            let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+            let text = fs::read_to_string(path).map_err(|e| self.unreadable(name, e))?;
+            let misses = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+            skipped += misses.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(skipped)
+    }
+
     pub(crate) fn health(&self) -> Result<Health> {
         let mut health = Health::default();
         for (name, map) in self.ebpf.maps() {

@@ -189,18 +189,12 @@ pub struct Mounted {
 impl Mounted {
     /// Makes the file system; `None`, told loudly, if that cannot be done here.
     pub fn new(test: &str, device: &Path, kind: &str, options: &[&str]) -> Option<Self> {
-        let program = format!("mkfs.{kind}");
-        let made = Command::new(&program).args(options).arg(device).output();
-        match made {
-            Err(_) => {
-                skip(test, &format!("there is no {program}"));
-                return None;
-            }
-            Ok(output) if !output.status.success() => {
-                panic!("{program}: {}", String::from_utf8_lossy(&output.stderr))
-            }
-            Ok(_) => {}
+        if !Self::can_be_made(test, kind) {
+            return None;
         }
+        let program = format!("mkfs.{kind}");
+        let made = Command::new(&program).args(options).arg(device).output().unwrap();
+        assert!(made.status.success(), "{program}: {}", String::from_utf8_lossy(&made.stderr));
         let directory = tempfile::tempdir().unwrap();
         match mount(device, directory.path(), kind) {
             Ok(()) => Some(Self { directory }),
@@ -209,6 +203,16 @@ impl Mounted {
                 None
             }
         }
+    }
+
+    /// Whether the program for it is there; told loudly if not.
+    pub fn can_be_made(test: &str, kind: &str) -> bool {
+        let program = format!("mkfs.{kind}");
+        let there = Command::new(&program).arg("-V").output().is_ok();
+        if !there {
+            skip(test, &format!("there is no {program}"));
+        }
+        there
     }
 
     pub fn path(&self) -> &Path {
@@ -270,6 +274,9 @@ impl QuietVolume {
             let directory = files.path().to_owned();
             let device = device_of(&directory);
             return Some(Self { directory, device, _mounted: None, _device: None, _files: files });
+        }
+        if !Mounted::can_be_made(test, "ext4") {
+            return None;
         }
         let device = LoopDevice::new(files.path(), 512 << 20);
         let mounted = Mounted::new(test, &device.path(), "ext4", &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"])?;
@@ -344,9 +351,8 @@ impl NullBlk {
         if !parent.exists() {
             mount(Path::new("configfs"), Path::new(CONFIG), "configfs").unwrap();
         }
-        // its number is in the name of its device
         let before = Self::devices();
-        let directory = parent.join(format!("ebpfmetrics-{}-{test}", std::process::id()));
+        let directory = parent.join(format!("nullb-{test}"));
         fs::create_dir(&directory).unwrap();
         let mut this = Self { directory, name: String::new() };
         let set = |(attribute, value): &(&str, &str)| {
@@ -355,10 +361,11 @@ impl NullBlk {
         };
         [("size", "64"), ("memory_backed", "1")].iter().chain(attributes).for_each(set);
         set(&("power", "1"));
-        let index = fs::read_to_string(this.directory.join("index")).unwrap();
-        let name = format!("nullb{}", index.trim());
-        assert!(!before.contains(&name));
-        this.name = name;
+        // by its number on older kernels, by the name of its directory on newer ones
+        let mut now = Self::devices();
+        now.retain(|name| !before.contains(name));
+        let [name] = now.as_slice() else { panic!("{now:?}") };
+        this.name.clone_from(name);
         let path = this.path();
         assert!(poll(Duration::from_secs(5), || path.exists().then_some(())).is_some());
         Some(this)
@@ -366,8 +373,7 @@ impl NullBlk {
 
     fn devices() -> Vec<String> {
         let devices = fs::read_dir("/sys/block").unwrap().flatten();
-        let names = devices.map(|device| device.file_name().into_string().unwrap());
-        names.filter(|name| name.starts_with("nullb")).collect()
+        devices.map(|device| device.file_name().into_string().unwrap()).collect()
     }
 
     pub fn name(&self) -> &str {
@@ -383,5 +389,41 @@ impl Drop for NullBlk {
     fn drop(&mut self) {
         let _ = fs::write(self.directory.join("power"), "0");
         let _ = fs::remove_dir(&self.directory);
+    }
+}
+
+/// Swap on a device of its own.
+pub struct Swap(CString);
+
+impl Swap {
+    #[expect(unsafe_code, reason = "swapon(2)")]
+    pub fn on(test: &str, device: &Path) -> Option<Self> {
+        // what mkswap writes: version, last page, and the word at the end of the page
+        let size = fs::read_to_string(
+            Path::new("/sys/class/block").join(device.file_name().unwrap()).join("size"),
+        );
+        let pages = size.unwrap().trim().parse::<u64>().unwrap() * SECTOR / 4096;
+        let mut header = vec![0_u8; 4096];
+        header[1024..1028].copy_from_slice(&1_u32.to_ne_bytes());
+        header[1028..1032].copy_from_slice(&(pages as u32 - 1).to_ne_bytes());
+        header[4086..].copy_from_slice(b"SWAPSPACE2");
+        let file = OpenOptions::new().write(true).open(device).unwrap();
+        file.write_all_at(&header, 0).unwrap();
+        file.sync_all().unwrap();
+        let path = CString::new(device.to_str().unwrap()).unwrap();
+        // SAFETY: a string that outlives the call.
+        if unsafe { libc::swapon(path.as_ptr(), 0) } != 0 {
+            skip(test, &format!("no swap here: {}", io::Error::last_os_error()));
+            return None;
+        }
+        Some(Self(path))
+    }
+}
+
+impl Drop for Swap {
+    #[expect(unsafe_code, reason = "swapoff(2)")]
+    fn drop(&mut self) {
+        // SAFETY: a string that outlives the call.
+        unsafe { libc::swapoff(self.0.as_ptr()) };
     }
 }

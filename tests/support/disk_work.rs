@@ -39,7 +39,7 @@ pub(crate) enum DiskWork {
         #[arg(long)]
         remove: bool,
     },
-    /// Writes into every `of`th piece of 64 KiB of a file that is there.
+    /// Writes every `of`th piece of 4 MiB of a file that is there.
     WriteShare { file: PathBuf, bytes: u64, first: u64, of: u64 },
     /// Writes a file through a mapping.
     MmapWrite { file: PathBuf, bytes: u64 },
@@ -47,11 +47,14 @@ pub(crate) enum DiskWork {
     SmallFiles { directory: PathBuf, count: u32, bytes: usize },
     /// Reads a file through the page cache, in pieces of 4 KiB.
     Read { file: PathBuf },
+    /// Has memory of its own swapped out, and needs it again.
+    PageOut { bytes: usize },
     /// Has the whole machine write out.
     Sync,
 }
 
 const PIECE: usize = 64 << 10;
+const SHARE: usize = 4 << 20;
 
 pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
     crate::tell("ready")?;
@@ -87,8 +90,9 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
         }
         DiskWork::WriteShare { file, bytes, first, of } => {
             let file = OpenOptions::new().write(true).open(file)?;
-            for piece in (first..bytes / PIECE as u64).step_by(of as usize) {
-                file.write_all_at(&[7; PIECE], piece * PIECE as u64)?;
+            let share = vec![7; SHARE];
+            for piece in (first..bytes / SHARE as u64).step_by(of as usize) {
+                file.write_all_at(&share, piece * SHARE as u64)?;
             }
         }
         DiskWork::MmapWrite { file, bytes } => mmap_write(&file, bytes as usize)?,
@@ -101,6 +105,7 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
             let mut file = File::open(file)?;
             while file.read(&mut [0; 4096])? > 0 {}
         }
+        DiskWork::PageOut { bytes } => page_out(bytes)?,
         DiskWork::Sync => ebpfmetrics_suite::sync(),
     }
     crate::tell("done")?;
@@ -154,5 +159,30 @@ fn mmap_write(path: &Path, bytes: usize) -> anyhow::Result<()> {
         // SAFETY: within the mapping.
         unsafe { mapping.cast::<u8>().add(offset).write_volatile(7) };
     }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "madvise(2)")]
+fn page_out(bytes: usize) -> anyhow::Result<()> {
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping that nothing else uses, unmapped with the process.
+    let memory = unsafe {
+        let memory = mmap_anonymous(std::ptr::null_mut(), bytes, protection, MapFlags::PRIVATE)?;
+        madvise(memory, bytes, Advice::LinuxNoHugepage)?;
+        for offset in (0..bytes).step_by(8) {
+            // of every page something else, so that none is as good as another
+            memory.cast::<u8>().add(offset).cast::<usize>().write(offset.wrapping_mul(0x9E37_79B9));
+        }
+        madvise(memory, bytes, Advice::LinuxPageOut)?;
+        memory
+    };
+    let mut sum = 0;
+    for offset in (0..bytes).step_by(4096) {
+        // SAFETY: within the mapping.
+        sum += usize::from(unsafe { memory.cast::<u8>().add(offset).read_volatile() });
+    }
+    std::hint::black_box(sum);
     Ok(())
 }

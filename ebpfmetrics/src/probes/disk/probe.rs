@@ -521,7 +521,8 @@ impl TaskProbe for DiskProbe {
 
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<DiskSnapshot> {
         self.read(walk)?;
-        let losses = self.object.losses(record::LOSSES)?;
+        let mut losses = self.object.losses(record::LOSSES)?;
+        losses.push(("run_skipped", self.object.skipped_runs()?));
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let folded = self.ledger.folded();
         let snapshot = DiskSnapshot {

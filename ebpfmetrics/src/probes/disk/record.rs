@@ -11,6 +11,7 @@ pub(super) const LOSSES: &[&str] = &[
     "row_table_full",
     "process_table_full",
     "in_flight_table_full",
+    "start_late",
     "start_unseen",
     "completion_unseen",
     "owner_unseen",

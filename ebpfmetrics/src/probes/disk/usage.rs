@@ -31,13 +31,15 @@ pub enum DiskClass {
     /// Pages of a file written back, whoever did that and when: charged to the
     /// process that dirtied them, also after its end. Of a file that several wrote
     /// at the same time, to the last of them that still has pages to be written; a
-    /// request goes to one of them as a whole.
+    /// request goes to one of them as a whole. What is dirty already is charged to
+    /// who dirtied it first, and newer kernels keep up to 2 MiB of a file dirty as
+    /// one.
     WriteBack,
     /// Blocks of a file system's own: written for whoever dirtied the block last,
     /// read for whoever needed it. Many processes share a block.
     Metadata,
-    /// To and from swap. Pages are read for who needs them; they are written for who
-    /// needs memory, not for whose they are.
+    /// Written to swap, charged to who needs memory and not to whose pages they are.
+    /// Reading them again is [`Direct`](DiskClass::Direct), for who needs them.
     Swap,
     /// The journal, charged to its thread in the kernel (`jbd2`). It writes for all.
     Journal,
