@@ -4,7 +4,8 @@ use std::{fs, path::Path, time::Duration};
 
 use ebpfmetrics::{DiskProbe, DiskProcess, DiskSnapshot, DiskUsage, Probe as _};
 use ebpfmetrics_suite::{
-    LoopDevice, Mounted, QuietVolume, Workload, Zram, directory_on_disk, poll, settle, skip, support,
+    LoopDevice, Mounted, QuietVolume, Workload, Zram, directory_on_disk, poll, settle, skip,
+    support,
 };
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -36,7 +37,10 @@ fn all_written_back(snapshot: &DiskSnapshot, device: &str) -> u64 {
 fn assert_share(what: &str, ours: u64, all: u64, expected: u64, percent: f64) {
     println!("{what}: {ours} of {all} bytes charged right, {expected} written");
     // on machines that hide events some completions come late
-    assert!(all as f64 >= expected as f64 * 0.99, "{what}: {all} bytes on the device of {expected}");
+    assert!(
+        all as f64 >= expected as f64 * 0.99,
+        "{what}: {all} bytes on the device of {expected}"
+    );
     let share = ours as f64 / all as f64 * 100.0;
     assert!(share >= percent, "{what}: {ours} of {all} bytes charged right, {share:.1} %");
 }
@@ -124,9 +128,8 @@ fn writers_of_one_file_are_told_apart() {
     // every fourth piece by each; pieces are larger than the folios of any kernel,
     // for a folio is dirty as a whole
     let mut quarter = disk_work(&["write-share", file, bytes, "0", "4"]);
-    let mut rest: Vec<_> = ["1", "2", "3"]
-        .map(|first| disk_work(&["write-share", file, bytes, first, "4"]))
-        .into();
+    let mut rest: Vec<_> =
+        ["1", "2", "3"].map(|first| disk_work(&["write-share", file, bytes, first, "4"])).into();
     let mut all: Vec<_> = std::iter::once(&mut quarter).chain(&mut rest).collect();
     let snapshot = snapshot_of(volume.device(), &mut probe, &mut all);
     let all = all_written_back(&snapshot, volume.device());

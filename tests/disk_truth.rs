@@ -3,10 +3,12 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use ebpfmetrics::{DiskClass, DiskOperation, DiskProbe, DiskSnapshot, DiskUsage, Probe as _};
+use ebpfmetrics::{
+    DiskClass, DiskOperation, DiskProbe, DiskProcess, DiskSnapshot, DiskUsage, Probe as _,
+};
 use ebpfmetrics_suite::{
-    Diskstats, LoopDevice, NullBlk, QuietVolume, Workload, Zram, directory_on_disk, discard,
-    diskstats, settle, support,
+    Diskstats, LoopDevice, NullBlk, QuietVolume, Workload, Zram, device_id, directory_on_disk,
+    discard, diskstats, settle, support,
 };
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -52,6 +54,13 @@ fn assert_device(name: &str, snapshot: &DiskSnapshot, truth: &Diskstats) {
     assert_equal("discarded bytes", discarded.0, discarded.1, 1 << 30, snapshot);
 }
 
+/// What a process did on one device: it may also have to read its own program.
+fn on_device(process: &DiskProcess, name: &str) -> DiskUsage {
+    let id = device_id(name);
+    let mut there = process.devices.iter().filter(|on| (on.device.major, on.device.minor) == id);
+    there.next().map(|on| on.usage).unwrap_or_default()
+}
+
 /// Every operation that was seen to begin and end is in both histograms.
 #[track_caller]
 fn assert_latencies(name: &str, snapshot: &DiskSnapshot) {
@@ -86,10 +95,11 @@ fn direct_io_equals_diskstats_and_what_was_done() {
     assert_device(device.name(), &snapshot, &truth);
     assert_latencies(device.name(), &snapshot);
     let process = snapshot.process(work.pid()).unwrap();
-    assert_equal("reads of the process", process.by_class.direct.reads, 2000, 1, &snapshot);
-    assert_equal("bytes", process.by_class.direct.read_bytes, 2000 * 4096, 4096, &snapshot);
-    assert_equal("writes of the process", process.by_class.direct.writes, 1200, 1, &snapshot);
-    assert_equal("bytes", process.by_class.direct.written_bytes, 1200 * 4096, 4096, &snapshot);
+    let there = on_device(process, device.name());
+    assert_equal("reads of the process", there.reads, 2000, 1, &snapshot);
+    assert_equal("bytes", there.read_bytes, 2000 * 4096, 4096, &snapshot);
+    assert_equal("writes of the process", there.writes, 1200, 1, &snapshot);
+    assert_equal("bytes", there.written_bytes, 1200 * 4096, 4096, &snapshot);
     assert_eq!(process.usage, process.by_class.caused(), "{process:#?}");
     // the kernel accounts for these writes as if they had made pages dirty
     assert_eq!(process.dirtied_bytes, Some(1200 * 4096), "{process:#?}");
@@ -188,8 +198,9 @@ fn a_device_without_requests_equals_diskstats() {
     assert_device(&device.name(), &snapshot, &truth);
     assert_latencies(&device.name(), &snapshot);
     let process = snapshot.process(work.pid()).unwrap();
-    assert_equal("reads", process.by_class.direct.reads, 400, 1, &snapshot);
-    assert_equal("writes", process.by_class.direct.writes, 200, 1, &snapshot);
+    let there = on_device(process, &device.name());
+    assert_equal("reads", there.reads, 400, 1, &snapshot);
+    assert_equal("writes", there.writes, 200, 1, &snapshot);
     support("disk.bio_devices", true, "");
 }
 
@@ -205,11 +216,12 @@ fn a_device_without_requests_that_comes_later_is_seen() {
     let truth = settle(&device.name()).since(&before);
     let snapshot = probe.snapshot().unwrap();
     assert_device(&device.name(), &snapshot, &truth);
-    let (pid, name) = (work.pid(), device.name());
+    let process = snapshot.process(work.pid()).unwrap();
+    assert_equal("reads", on_device(process, &device.name()).reads, 50, 1, &snapshot);
+    let name = device.name();
     drop(device);
     // gone, but not from the window
     let snapshot = probe.reset().unwrap();
-    assert_equal("reads", snapshot.process(pid).unwrap().usage.reads, 50, 1, &snapshot);
     let gone = snapshot.device(&name).unwrap();
     assert!(gone.removed && gone.busy.is_none() && gone.usage.reads > 0, "{gone:#?}");
     assert!(probe.snapshot().unwrap().device(&name).is_none());
@@ -232,7 +244,7 @@ fn errors_are_counted_where_they_belong() {
     let row = snapshot.device(device.name()).unwrap();
     assert!(row.usage.errors >= 1, "{row:#?}");
     let me = snapshot.process(std::process::id()).unwrap();
-    assert_eq!(me.usage.errors, row.usage.errors, "{me:#?}");
+    assert_eq!(on_device(me, device.name()).errors, row.usage.errors, "{me:#?}");
     assert_eq!(me.by_class.get(DiskClass::Direct).errors, row.usage.errors, "{me:#?}");
     support("disk.errors", true, "");
 }
@@ -249,7 +261,9 @@ fn latency_is_that_of_the_device() {
     work.go();
     let snapshot = probe.snapshot().unwrap();
     let process = snapshot.process(work.pid()).unwrap();
-    let latency = &process.devices[0].latencies[0];
+    let id = device_id(device.name());
+    let there = process.devices.iter().find(|on| (on.device.major, on.device.minor) == id);
+    let latency = &there.unwrap().latencies[0];
     assert_eq!((latency.operation, latency.device.count()), (DiskOperation::Read, 40));
     let mean = latency.device.mean().unwrap();
     assert!(mean >= Duration::from_millis(5), "{mean:?}");

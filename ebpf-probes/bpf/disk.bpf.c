@@ -145,19 +145,19 @@ struct disk_in_flight {
 };
 
 /*
- * 16,384 slots of 64 bytes (1 MiB), sized by user space, each for whichever request
+ * 8,192 slots of 64 bytes (0.5 MiB), sized by user space, each for whichever request
  * has a number that falls on it and finds it free. Written by whoever starts,
  * issues and completes that request, one after the other.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 8192);
 	__type(key, u32);
 	__type(value, struct disk_in_flight);
 } in_flight SEC(".maps");
 
 /* log2 of the slots, set before loading. */
-const volatile u32 in_flight_bits = 14;
+const volatile u32 in_flight_bits = 13;
 
 /* Requests that found another in their slot; preallocated, some 0.1 MiB. */
 struct {
@@ -667,6 +667,12 @@ int BPF_PROG(disk_start, struct request *request)
 	return 0;
 }
 
+/* An operation that goes by its bio. */
+static __noinline struct disk_in_flight *begin_bio(struct bio *bio, u64 number)
+{
+	return begin(number, bio, bio_device(bio), bio->bi_opf, bio->bi_iter.bi_size, false);
+}
+
 /*
  * Requests before 6.5: the submitter is seen where a bio gets a request, which
  * is not told which. Until that is issued, the operation goes by its first bio.
@@ -681,7 +687,7 @@ static __always_inline u64 on_its_way(struct bio *bio)
 SEC("tp_btf/block_getrq")
 int BPF_PROG(disk_get_request, struct bio *bio)
 {
-	begin(on_its_way(bio), bio, bio_device(bio), bio->bi_opf, bio->bi_iter.bi_size, false);
+	begin_bio(bio, on_its_way(bio));
 	return 0;
 }
 
@@ -689,12 +695,12 @@ int BPF_PROG(disk_get_request, struct bio *bio)
 SEC("tp_btf/block_getrq")
 int BPF_PROG(disk_get_request_of_queue, struct request_queue *queue, struct bio *bio)
 {
-	begin(on_its_way(bio), bio, bio_device(bio), bio->bi_opf, bio->bi_iter.bi_size, false);
+	begin_bio(bio, on_its_way(bio));
 	return 0;
 }
 
 /* A request whose start was not seen: who issues it is mostly who submitted it. */
-static __always_inline struct disk_in_flight *begin_late(struct request *request, u64 number)
+static __noinline struct disk_in_flight *begin_late(struct request *request, u64 number)
 {
 	struct disk_in_flight *io = begin(number, request->bio, request_device(request),
 					  request->cmd_flags, request->__data_len, true);
@@ -705,7 +711,7 @@ static __always_inline struct disk_in_flight *begin_late(struct request *request
 }
 
 /* What goes by one of a request's bios: others may have been merged in front. */
-static __always_inline u64 number_of_bio_in_flight(struct request *request)
+static __noinline u64 number_of_bio_in_flight(struct request *request)
 {
 	struct bio *bio = request->bio;
 
@@ -720,7 +726,7 @@ static __always_inline u64 number_of_bio_in_flight(struct request *request)
 }
 
 /* Before 6.5: from here on the operation goes by its request. */
-static __always_inline struct disk_in_flight *adopt(struct request *request, u64 number)
+static __noinline struct disk_in_flight *adopt(struct request *request, u64 number)
 {
 	u64 bio = number_of_bio_in_flight(request);
 	struct disk_in_flight *before = bio ? find(bio) : NULL, *io;
@@ -848,7 +854,7 @@ static __always_inline void queue_bio(struct bio *bio)
 
 	if (!disk || !disk->fops->submit_bio)
 		return;
-	io = begin(number_of(bio), bio, bio_device(bio), bio->bi_opf, bio->bi_iter.bi_size, false);
+	io = begin_bio(bio, number_of(bio));
 	if (io)
 		io->issued_ns = io->started_ns;
 }
@@ -975,7 +981,8 @@ int disk_tasks(struct bpf_iter__task *ctx)
 	struct task_struct *task = ctx->task;
 	struct disk_task_record r = {};
 
-	/* of this the BTF would else not tell */
+	/* of these the BTF would else not tell */
+	TELL_BTF(struct disk_task_record);
 	TELL_BTF(enum disk_loss);
 	if (!task)
 		return 0;

@@ -189,8 +189,7 @@ impl Object {
         tracepoint: &str,
         kernel: &Kernel,
     ) -> Result<()> {
-        let result =
-            self.program::<BtfTracePoint>(program)?.load(tracepoint, &kernel.btf().0);
+        let result = self.program::<BtfTracePoint>(program)?.load(tracepoint, &kernel.btf().0);
         result.map_err(|error| self.refused(program, error))
     }
 

@@ -117,6 +117,13 @@ pub fn device_name(major: u32, minor: u32) -> String {
     link.file_name().unwrap().to_str().unwrap().to_owned()
 }
 
+/// The number of a device, major and minor; (0, 0) if it is gone.
+pub fn device_id(name: &str) -> (u32, u32) {
+    let text = fs::read_to_string(format!("/sys/class/block/{name}/dev")).unwrap_or_default();
+    let parts = text.trim().split_once(':').unwrap_or_default();
+    (parts.0.parse().unwrap_or(0), parts.1.parse().unwrap_or(0))
+}
+
 /// Makes a module available; false if it cannot be.
 pub fn load_module(name: &str, arguments: &[&str]) -> bool {
     if Path::new("/sys/module").join(name).exists() {
@@ -279,7 +286,12 @@ impl QuietVolume {
             return None;
         }
         let device = LoopDevice::new(files.path(), 512 << 20);
-        let mounted = Mounted::new(test, &device.path(), "ext4", &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"])?;
+        let mounted = Mounted::new(
+            test,
+            &device.path(),
+            "ext4",
+            &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+        )?;
         Some(Self {
             directory: mounted.path().to_owned(),
             device: device.name().to_owned(),

@@ -11,6 +11,7 @@ use std::{
 };
 
 use clap::Subcommand;
+use ebpfmetrics_suite as suite;
 
 #[derive(Subcommand)]
 pub(crate) enum DiskWork {
@@ -47,6 +48,10 @@ pub(crate) enum DiskWork {
     SmallFiles { directory: PathBuf, count: u32, bytes: usize },
     /// Reads a file through the page cache, in pieces of 4 KiB.
     Read { file: PathBuf },
+    /// Children one after another that each read so many blocks past the page cache.
+    Children { file: PathBuf, count: u32, reads: u64 },
+    /// A child, and another with the same pid, that read so many blocks; tells the pid.
+    ReusePid { file: PathBuf, first: u64, second: u64 },
     /// Has memory of its own swapped out, and needs it again.
     PageOut { bytes: usize },
     /// Has the whole machine write out.
@@ -105,8 +110,21 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
             let mut file = File::open(file)?;
             while file.read(&mut [0; 4096])? > 0 {}
         }
+        DiskWork::Children { file, count, reads } => {
+            for number in 0..count {
+                let read = || direct(&file, reads, 0, 4096, number.into()).expect("reads");
+                suite::fork_and_wait(None, read)?;
+            }
+        }
+        DiskWork::ReusePid { file, first, second } => {
+            let read = |reads| direct(&file, reads, 0, 4096, 1).expect("reads");
+            let (pid, _) = suite::fork_and_wait(None, || read(first))?;
+            let (again, _) = suite::fork_and_wait(Some(pid), || read(second))?;
+            anyhow::ensure!(pid == again, "asked for pid {pid}, got {again}");
+            crate::tell(&pid.to_string())?;
+        }
         DiskWork::PageOut { bytes } => page_out(bytes)?,
-        DiskWork::Sync => ebpfmetrics_suite::sync(),
+        DiskWork::Sync => suite::sync(),
     }
     crate::tell("done")?;
     loop {
@@ -115,8 +133,7 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
 }
 
 fn direct(path: &Path, reads: u64, writes: u64, block: usize, seed: u64) -> io::Result<()> {
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?;
     let mut size = file.metadata()?.len();
     if size == 0 {
         size = io::Seek::seek(&mut &file, io::SeekFrom::End(0))?;

@@ -11,8 +11,8 @@ mod privilege;
 
 pub use child::{Workload, die_with_parent, exit_thread, fork_and_wait, in_pid_namespace};
 pub use disk::{
-    Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Swap, Zram, device_name, device_of, directory_on_disk, discard, diskstats,
-    load_module, settle, skip, sync,
+    Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Swap, Zram, device_id, device_name,
+    device_of, directory_on_disk, discard, diskstats, load_module, settle, skip, sync,
 };
 pub use machine::{Kernel, emulated, kernel, needs_kernel, poll, support};
 pub use oracle::{

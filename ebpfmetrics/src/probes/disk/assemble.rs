@@ -134,12 +134,97 @@ pub(super) fn devices(
 impl DiskDevice {
     fn add(&mut self, key: &RowKey, counted: &Counted) {
         self.usage = self.usage.plus(&counted.usage);
-        match key.class() {
-            Some(class) => self.by_class.add(class, &counted.usage),
-            None => self.unattributed = self.unattributed.plus(&counted.usage),
+        if let Some(class) = key.class() {
+            self.by_class.add(class, &counted.usage);
+        }
+        if key.process().is_none() {
+            self.unattributed = self.unattributed.plus(&counted.usage);
         }
         if !counted.latency.device.is_empty() {
             DiskLatency::merge(&mut self.latencies, &counted.latency);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+
+    use super::*;
+    use crate::probes::disk::record::RowRecord;
+
+    const VDA: u32 = 254 << 20;
+    const VDA1: u32 = VDA | 1;
+    const DM: u32 = 253 << 20;
+
+    /// Rows as (pid, device, class, operations of 100 bytes read each).
+    fn book(rows: &[(u32, u32, u32, u32)], carries: u32) -> RowBook {
+        let row = |&(tgid, device, class, reads): &(u32, u32, u32, u32)| {
+            let key = RowKey { start_ns: 1, tgid, device, class, operation: 0 };
+            let mut row =
+                RowRecord { key, bytes: u64::from(reads) * 100, ..RowRecord::zeroed() };
+            row.device_buckets[0] = reads;
+            row.queue_buckets[0] = reads;
+            row
+        };
+        let mut book = RowBook::default();
+        let rows: Vec<_> = rows.iter().map(row).collect();
+        book.take_in(1, &rows, |device| device == carries);
+        book
+    }
+
+    fn devices_of(rows: &RowBook) -> Vec<DiskDevice> {
+        let mut devices = DeviceBook::default();
+        for (key, _) in rows.window() {
+            devices.add(DiskDeviceId::from_record(key.device));
+        }
+        devices.partition(DiskDeviceId::from_record(VDA1), DiskDeviceId::from_record(VDA));
+        devices.add(DiskDeviceId::from_record(VDA));
+        super::devices(&devices, rows, &BTreeMap::new())
+    }
+
+    fn processes_of(rows: &RowBook) -> Vec<DiskProcess> {
+        processes(&[], rows, true, |_| ProcessInfo::default())
+    }
+
+    #[test]
+    fn a_disk_has_what_its_partitions_have() {
+        let rows = book(&[(5, VDA1, 0, 2), (5, VDA, 0, 3), (6, VDA1, 4, 1)], 0);
+        let devices = devices_of(&rows);
+        let reads: Vec<_> = devices.iter().map(|d| (d.id.minor, d.usage.reads)).collect();
+        assert_eq!(reads, [(0, 6), (1, 3)]);
+        assert_eq!((devices[0].by_class.direct.reads, devices[0].by_class.journal.reads), (5, 1));
+        assert_eq!(devices[0].latencies[0].device.count(), 6);
+        // a process has each once
+        let rows: Vec<_> = processes_of(&rows).iter().map(|p| (p.id.pid, p.usage.reads)).collect();
+        assert_eq!(rows, [(5, 5), (6, 1)]);
+    }
+
+    #[test]
+    fn a_process_has_the_topmost_of_stacked_devices() {
+        let rows = book(&[(5, DM, 0, 2), (5, VDA1, 0, 2)], VDA1);
+        let process = &processes_of(&rows)[0];
+        assert_eq!((process.usage.reads, process.by_class.direct.reads), (2, 2));
+        assert_eq!(process.devices.len(), 2);
+        assert_eq!(unattributed(&rows), DiskUsage::default());
+    }
+
+    #[test]
+    fn what_nobody_is_charged_with_stands_with_the_device() {
+        // no note of who dirtied, no row left
+        let rows = book(&[(0, VDA, 1, 2), (0, VDA, 6, 3), (5, VDA, 0, 1)], 0);
+        let devices = devices_of(&rows);
+        let disk = &devices[0];
+        assert_eq!((disk.usage.reads, disk.unattributed.reads), (6, 5));
+        assert_eq!((disk.by_class.write_back.reads, disk.by_class.direct.reads), (2, 1));
+        assert_eq!(unattributed(&rows).reads, 5);
+        assert_eq!(processes_of(&rows).len(), 1);
+    }
+
+    #[test]
+    fn without_accounting_nothing_is_said_to_be_dirtied() {
+        let rows = book(&[(5, VDA, 0, 2)], 0);
+        let processes = processes(&[], &rows, false, |_| ProcessInfo::default());
+        assert_eq!((processes[0].dirtied_bytes, processes[0].cancelled_bytes), (None, None));
     }
 }

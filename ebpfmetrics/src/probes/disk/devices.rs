@@ -96,6 +96,12 @@ impl DeviceBook {
             .or_insert_with(|| KnownDevice { removed: true, ..KnownDevice::named(device, device.to_string()) });
     }
 
+    #[cfg(test)]
+    pub(super) fn partition(&mut self, partition: DiskDeviceId, of: DiskDeviceId) {
+        self.add(partition);
+        self.known.entry(partition).and_modify(|device| device.partition_of = Some(of));
+    }
+
     pub(super) fn get(&self, device: DiskDeviceId) -> Option<&KnownDevice> {
         self.known.get(&device)
     }

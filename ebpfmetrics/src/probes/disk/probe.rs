@@ -125,7 +125,7 @@ impl DiskProbeBuilder {
     }
 
     /// Slots for requests under way, rounded up to a power of two; 1,024 more may
-    /// share a slot. 16,384 unless set, at 64 bytes each.
+    /// share a slot. 8,192 unless set, at 64 bytes each.
     pub fn in_flight(mut self, requests: u32) -> Self {
         self.in_flight = requests;
         self
@@ -169,7 +169,8 @@ impl DiskProbeBuilder {
     pub fn load_on(self, kernel: &Kernel) -> Result<DiskProbe> {
         self.check()?;
         let hooks = Hooks::of(kernel);
-        let slots = self.in_flight.next_power_of_two();
+        // two at least: the slot is in the upper bits of a product
+        let slots = self.in_flight.next_power_of_two().max(2);
         // place 0 stands for none
         let row_count = 1 + SPARE_ROWS + self.rows;
         let mut object = Loader::new(DiskProbe::NAME, DiskProbe::requirements(), ebpf_probes::DISK)
@@ -258,7 +259,7 @@ impl DiskProbe {
     pub fn builder() -> DiskProbeBuilder {
         DiskProbeBuilder {
             rows: 8192,
-            in_flight: 16_384,
+            in_flight: 8192,
             dirty_files: 32_768,
             max_processes: 8192,
             max_exited: 8192,
