@@ -6,7 +6,7 @@ use std::{
 };
 
 use ebpfmetrics::{MemPeaks, MemProbe, MemProcess, MemSnapshot, MemUsage, Probe as _};
-use ebpfmetrics_suite::{MemStatus, Workload, smaps_rollup, statm_size, support};
+use ebpfmetrics_suite::{MemStatus, SwapFile, Workload, smaps_rollup, statm_size, support};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 const MIB: u64 = 1 << 20;
@@ -386,6 +386,41 @@ impl Drop for HugePages {
     fn drop(&mut self) {
         let _ = std::fs::write(Self::FILE, "0");
     }
+}
+
+#[test]
+fn what_is_swapped_out_is_held_elsewhere() {
+    // the machines have a disk for this; elsewhere where the tests are built
+    let volume = std::path::Path::new("/mnt/vol");
+    let directory = if volume.is_dir() { volume } else { env!("CARGO_TARGET_TMPDIR").as_ref() };
+    let _swap = SwapFile::new(directory, 64 << 20).expect("a swap file on a disk");
+    let mut probe = probe();
+    let mut worker = worker();
+    let pid = worker.pid();
+    worker.ask("map 1 30000");
+    worker.ask("touch 1");
+    let before = usage(&probe.snapshot().unwrap(), pid);
+    worker.ask("page-out 1");
+    worker.stop();
+    let usage = usage(&probe.snapshot().unwrap(), pid);
+    let swapped = usage.swap_bytes.unwrap() - before.swap_bytes.unwrap();
+    assert!(swapped > 20_000 << 10, "{usage:?}");
+    let status = MemStatus::of(pid).unwrap();
+    assert_eq!(differences(&usage, &status, pid), Vec::<String>::new());
+    // and back, by faults of one kind or the other
+    worker.resume();
+    let faults = |worker: &mut Workload| -> Vec<u64> {
+        worker.ask("faults").split_whitespace().map(|word| word.parse().unwrap()).collect()
+    };
+    let start = faults(&mut worker);
+    probe.reset().unwrap();
+    worker.ask("read 1");
+    let end = faults(&mut worker);
+    let after = self::usage(&probe.snapshot().unwrap(), pid);
+    assert_eq!(after.swap_bytes, before.swap_bytes, "{after:?}");
+    let told = (after.minor_faults, after.major_faults);
+    assert_eq!(told, (end[0] - start[0], end[1] - start[1]), "{after:?}");
+    assert!(told.0 + told.1 > 0);
 }
 
 #[test]

@@ -203,6 +203,7 @@ macro_rules! joined {
             }
         }
 
+        #[allow(private_bounds, reason = "made public with the building blocks of probes")]
         impl<$($probe: TaskProbe),*> Joined<($($probe,)*)> {
             fn read(&mut self, read: Read) -> Result<JoinedSnapshot<($($probe::Snapshot,)*)>> {
                 $(self.probes.$index.before_walk(read)?;)*

@@ -9,6 +9,7 @@ mod memory;
 mod memory_limit;
 mod oracle;
 mod privilege;
+mod swap;
 
 pub use child::{
     Unchecked, Workload, die_with_parent, exit_thread, fork_and_wait, in_pid_namespace,
@@ -22,3 +23,4 @@ pub use oracle::{
     total_idle,
 };
 pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock};
+pub use swap::SwapFile;

@@ -79,6 +79,13 @@ impl Worker {
                     libc::madvise(region.address.cast(), region.bytes, libc::MADV_DONTNEED)
                 })?;
             }
+            ("page-out", &[id]) => {
+                let region = self.region(id)?;
+                // SAFETY: advice only.
+                check(unsafe {
+                    libc::madvise(region.address.cast(), region.bytes, libc::MADV_PAGEOUT)
+                })?;
+            }
             ("transparent-huge", &[id]) => {
                 let region = self.region(id)?;
                 // SAFETY: advice only.

@@ -377,3 +377,241 @@ fn faults(record: &super::record::FaultsRecord) -> (Totals, Totals) {
     };
     (totals(record.minor, record.major), totals(record.dead_minor, record.dead_major))
 }
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+
+    use super::{
+        super::record::{FaultsRecord, held_flags},
+        *,
+    };
+    use crate::task::{RecordHead, TaskAbout};
+
+    const STREAM: u16 = 3;
+    const EPOCH: u64 = 7;
+    const CONTEXT: Context =
+        Context { page_bytes: 4096, epoch: EPOCH, tracks_resident: true, tracks_space: true };
+
+    fn head<T>(kind: u16) -> RecordHead {
+        RecordHead { kind, stream: STREAM, size: size_of::<T>() as u32 }
+    }
+
+    fn process(tgid: u32, minor: u64, dead_minor: u64) -> ProcessRecord {
+        ProcessRecord {
+            head: head::<ProcessRecord>(RECORD_PROCESS),
+            about: TaskAbout { tgid, tid: tgid, process_start_ns: 1000, ..TaskAbout::zeroed() },
+            faults: FaultsRecord { minor, dead_minor, ..FaultsRecord::zeroed() },
+            ..ProcessRecord::zeroed()
+        }
+    }
+
+    fn thread(tgid: u32, minor: u64, dead_minor: u64, unfolded: i32) -> ThreadRecord {
+        ThreadRecord {
+            head: head::<ThreadRecord>(RECORD_THREAD),
+            process_start_ns: 1000,
+            tgid,
+            tid: 99,
+            faults: FaultsRecord { minor, dead_minor, ..FaultsRecord::zeroed() },
+            unfolded_pages: [0, unfolded, 0, 0],
+        }
+    }
+
+    fn held(tgid: u32, anon: i64) -> HeldRecord {
+        HeldRecord {
+            head: head::<HeldRecord>(RECORD_HELD),
+            process_start_ns: 1000,
+            tgid,
+            virtual_pages: 50,
+            virtual_high_water_pages: 60,
+            resident_pages: [1, anon, 2, 3],
+            resident_high_water_pages: 20,
+            page_table_bytes: 777,
+            locked_pages: 4,
+            hugetlb_pages: 5,
+            owner_start_ns: 1000,
+            owner_tgid: tgid,
+            ..HeldRecord::zeroed()
+        }
+    }
+
+    fn tracked(tgid: u32, epoch: u64, pages: u64, previous_pages: u64) -> TrackedRecord {
+        TrackedRecord {
+            head: head::<TrackedRecord>(RECORD_TRACKED),
+            process_start_ns: 1000,
+            tgid,
+            resident_set: PeakRecord { epoch, pages, previous_pages },
+            allocations: 1,
+            allocated_pages: 2,
+            deallocations: 3,
+            deallocated_pages: 4,
+            ..TrackedRecord::zeroed()
+        }
+    }
+
+    fn decode(records: &[&[u8]]) -> Vec<Reading<Totals>> {
+        CONTEXT.decode(Records::new(&records.concat(), STREAM)).unwrap()
+    }
+
+    fn id(pid: u32) -> ProcessId {
+        ProcessId { pid, start_time_ns: 1000 }
+    }
+
+    use bytemuck::bytes_of as bytes;
+
+    #[test]
+    fn every_figure_is_its_own() {
+        let record = HeldRecord { flags: held_flags::HAS_HUGETLB, ..held(5, 10) };
+        let rows = decode(&[bytes(&process(5, 11, 100)), bytes(&record), bytes(&tracked(5, EPOCH, 0, 0))]);
+        assert_eq!(
+            rows[0].gauges.held,
+            Some(Held {
+                virtual_bytes: 50 << 12,
+                resident_file: 1 << 12,
+                resident_anon: 10 << 12,
+                swap: 2 << 12,
+                resident_shmem: 3 << 12,
+                page_tables: 777,
+                locked: 4 << 12,
+                hugetlb: Some(5 << 12),
+                high_water: HighWater { resident: 20 << 12, virtual_bytes: 60 << 12 },
+                owner: Some(id(5)),
+            })
+        );
+        assert_eq!(
+            rows[0].totals,
+            Totals {
+                minor_faults: 111,
+                allocations: 1,
+                allocated_bytes: 2 << 12,
+                deallocations: 3,
+                deallocated_bytes: 4 << 12,
+                ..Totals::default()
+            }
+        );
+    }
+
+    #[test]
+    fn what_threads_have_not_handed_in_is_held_too_wherever_they_come() {
+        let rows = decode(&[
+            bytes(&thread(5, 1, 0, 4)),
+            bytes(&process(5, 10, 0)),
+            bytes(&held(5, 10)),
+            bytes(&thread(5, 2, 0, -3)),
+        ]);
+        assert_eq!(rows[0].gauges.held.unwrap().resident_anon, 11 << 12);
+        assert_eq!(rows[0].totals.minor_faults, 13);
+    }
+
+    #[test]
+    fn those_that_share_an_address_space_hold_the_same() {
+        let guest = HeldRecord { owner_tgid: 5, ..held(6, 10) };
+        let mut own = process(5, 0, 0);
+        own.unfolded_pages[ANON] = 2;
+        let mut other = process(6, 0, 0);
+        other.unfolded_pages[ANON] = 3;
+        let rows = decode(&[bytes(&own), bytes(&held(5, 10)), bytes(&other), bytes(&guest)]);
+        let anon: Vec<_> = rows.iter().map(|row| row.gauges.held.unwrap().resident_anon).collect();
+        assert_eq!(anon, [15 << 12, 15 << 12]);
+        assert_eq!(rows[1].gauges.held.unwrap().owner, Some(id(5)));
+    }
+
+    #[test]
+    fn a_leader_that_is_gone_leaves_it_to_the_first_thread_to_tell() {
+        let rows = decode(&[
+            bytes(&process(5, 0, 0)),
+            bytes(&thread(5, 0, 0, 0)),
+            bytes(&held(5, 10)),
+            bytes(&held(5, 12)),
+        ]);
+        assert_eq!(rows[0].gauges.held.unwrap().resident_anon, 10 << 12);
+    }
+
+    #[test]
+    fn a_zombie_holds_nothing_and_a_thread_of_the_kernel_has_none() {
+        let mut kernel = process(2, 0, 0);
+        kernel.about.flags = 1;
+        let rows = decode(&[bytes(&kernel), bytes(&process(5, 0, 0))]);
+        assert_eq!((rows[0].gauges.held, rows[0].gauges.resident_peak_bytes), (None, None));
+        assert_eq!(rows[1].gauges.held, Some(Held::default()));
+        assert_eq!(rows[1].gauges.resident_peak_bytes, Some(0));
+    }
+
+    /// What is told of a process that holds 16 pages and whose mark stood at 20 when
+    /// the window began.
+    fn peak(epoch: u64, pages: u64, previous_pages: u64, mark: u64) -> u64 {
+        let rows = decode(&[bytes(&process(5, 0, 0)), bytes(&held(5, 12))]);
+        let mut before = Totals::follow(&Gauges::default(), rows[0].gauges.clone());
+        Totals::rebase(&mut before);
+        let record = HeldRecord { resident_high_water_pages: mark, ..held(5, 12) };
+        let rows = decode(&[
+            bytes(&process(5, 0, 0)),
+            bytes(&record),
+            bytes(&tracked(5, epoch, pages, previous_pages)),
+        ]);
+        Totals::follow(&before, rows[0].gauges.clone()).resident_peak_bytes.unwrap() >> 12
+    }
+
+    #[test]
+    fn a_peak_is_of_its_window() {
+        assert_eq!(peak(EPOCH, 18, 99, 20), 18);
+        assert_eq!(peak(EPOCH, 3, 99, 20), 16, "never less than what is held");
+        assert_eq!(peak(EPOCH + 1, 99, 17, 20), 17, "the next window has begun");
+        assert_eq!(peak(EPOCH - 1, 99, 98, 20), 16, "nothing happened in this one");
+        assert_eq!(peak(EPOCH, 18, 0, 25), 25, "the mark has moved");
+        assert_eq!(peak(EPOCH, 3, 0, 17), 17, "exec has begun a new one");
+    }
+
+    #[test]
+    fn a_peak_that_was_told_stays_until_the_window_ends() {
+        let gauges = |pages| {
+            let rows = decode(&[
+                bytes(&process(5, 0, 0)),
+                bytes(&held(5, 12)),
+                bytes(&tracked(5, EPOCH, pages, 0)),
+            ]);
+            rows[0].gauges.clone()
+        };
+        let first = Totals::follow(&Gauges::default(), gauges(90));
+        let mut second = Totals::follow(&first, gauges(30));
+        assert_eq!(second.resident_peak_bytes, Some(90 << 12));
+        Totals::rebase(&mut second);
+        assert_eq!(second.resident_peak_bytes, Some(16 << 12));
+    }
+
+    #[test]
+    fn one_whose_address_space_is_being_replaced_keeps_what_was_told() {
+        let rows = |flags, anon| {
+            let record = HeldRecord { flags, ..held(5, anon) };
+            decode(&[bytes(&process(5, 0, 0)), bytes(&record)])[0].gauges.clone()
+        };
+        let now = Totals::follow(&rows(0, 10), rows(held_flags::CHANGING, 500));
+        assert_eq!(now.held.unwrap().resident_anon, 10 << 12);
+    }
+
+    #[test]
+    fn the_final_record_has_the_peak_and_holds_nothing() {
+        let record = EndedRecord {
+            about: TaskAbout { tgid: 5, tid: 5, process_start_ns: 1000, ..TaskAbout::zeroed() },
+            faults: FaultsRecord { minor: 1, major: 2, dead_minor: 30, dead_major: 40 },
+            tracked: tracked(5, EPOCH, 33, 0),
+            flags: OOM_VICTIM,
+            ..EndedRecord::zeroed()
+        };
+        let row = CONTEXT.ended(&record);
+        assert_eq!(row.gauges.held, Some(Held::default()));
+        assert_eq!(row.gauges.resident_peak_bytes, Some(33 << 12));
+        assert_eq!((row.totals.minor_faults, row.totals.major_faults), (31, 42));
+        assert_eq!((row.totals.oom_kills, row.totals.allocations), (1, 1));
+        // the record of another process with that pid
+        let stranger =
+            EndedRecord { tracked: TrackedRecord { process_start_ns: 1, ..record.tracked }, ..record };
+        assert_eq!(CONTEXT.ended(&stranger).gauges.resident_peak_bytes, Some(0));
+    }
+
+    #[test]
+    fn records_of_unexpected_kind_are_errors() {
+        let unknown = RecordHead { kind: 9, stream: STREAM, size: 8 };
+        assert!(CONTEXT.decode(Records::new(bytes(&unknown), STREAM)).is_err());
+    }
+}
