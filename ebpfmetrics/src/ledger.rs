@@ -69,7 +69,7 @@ pub(crate) struct TaskTotals<T> {
 /// any one of them to all tasks could count a thread twice. Each of them with the
 /// tasks read from there on never does, and the largest of these sums is the best.
 pub(crate) fn sum_up<T: Totals>(
-    processes: &mut Vec<Reading<T>>,
+    processes: &mut [Reading<T>],
     tasks: impl Iterator<Item = TaskTotals<T>>,
 ) -> Vec<bool> {
     // The kernel walks in the order of pids, so leaders come sorted; threads may

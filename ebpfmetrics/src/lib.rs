@@ -2,6 +2,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr))]
 
+#[cfg(feature = "tokio")]
+mod async_stream;
 mod btf;
 mod error;
 mod join;
@@ -14,10 +16,13 @@ mod probes;
 mod process;
 mod record;
 mod snapshot;
+mod stream;
 mod sys;
 mod task;
 mod walk;
 
+#[cfg(feature = "tokio")]
+pub use async_stream::IntervalStream;
 pub use error::{Error, ErrorKind, Result};
 pub use join::{Join, Joined, JoinedProcess, JoinedSnapshot, ProcessRow, ProcessRows};
 pub use kernel::Kernel;
@@ -26,3 +31,4 @@ pub use probe::{AnyProbe, Cost, Degraded, Health, Probe, ProgramCost, Statistics
 pub use probes::*;
 pub use process::{Comm, ProcessId, ProcessInfo, ThreadId};
 pub use snapshot::{Losses, Provenance, Snapshot, Source, Window};
+pub use stream::{Interval, Intervals};

@@ -1,6 +1,8 @@
 use std::{os::fd::OwnedFd, time::Duration};
 
-use crate::{Error, Requirements, Result, Snapshot};
+#[cfg(feature = "tokio")]
+use crate::IntervalStream;
+use crate::{Error, Intervals, Requirements, Result, Snapshot};
 
 /// A probe: programs in the kernel that count, and the way to their counts.
 ///
@@ -42,6 +44,30 @@ pub trait Probe: Send + 'static {
     /// # Errors
     /// As [`snapshot`](Probe::snapshot); the window then goes on.
     fn reset(&mut self) -> Result<Self::Snapshot>;
+
+    /// The probe's intervals from here on, as a blocking iterator.
+    ///
+    /// # Panics
+    /// If the interval is zero.
+    fn intervals(self, every: Duration) -> Intervals<Self>
+    where
+        Self: Sized,
+    {
+        Intervals::new(self, every)
+    }
+
+    /// The probe's intervals from here on, as a `Stream` (feature `tokio`).
+    ///
+    /// # Panics
+    /// If the interval is zero, and outside of a tokio runtime with time enabled.
+    #[cfg(feature = "tokio")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+    fn stream(self, every: Duration) -> IntervalStream<Self>
+    where
+        Self: Sized,
+    {
+        IntervalStream::new(self, every)
+    }
 
     /// What the probe takes, and what it cannot do on this machine.
     ///
