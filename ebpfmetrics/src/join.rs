@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    Cost, CpuSnapshot, Health, Losses, MemSnapshot, Probe, ProcessId, ProcessInfo, Provenance,
+    Cost, Health, Losses, Probe, ProcessId, ProcessInfo, ProcessRow, ProcessRows, Provenance,
     Requirements, Result, Snapshot, Window,
     loader::{Object, RecordBuffer},
     walk::{Read, TaskProbe, Walk},
@@ -65,51 +65,6 @@ pub struct JoinedProcess<'a, R> {
     pub info: &'a ProcessInfo,
     /// Its rows, in the order of the probes.
     pub rows: R,
-}
-
-/// A row of a snapshot that is about a process.
-pub trait ProcessRow {
-    /// Who it is.
-    fn id(&self) -> ProcessId;
-
-    /// Its name, its parent and more.
-    fn info(&self) -> &ProcessInfo;
-}
-
-/// A snapshot with a row per process.
-pub trait ProcessRows: Snapshot {
-    /// The type of a row.
-    type Row: ProcessRow;
-
-    /// The rows in ascending order of [`ProcessId`].
-    fn rows(&self) -> &[Self::Row];
-}
-
-macro_rules! process_rows {
-    ($($snapshot:ty: $row:ty,)*) => {$(
-        impl ProcessRow for $row {
-            fn id(&self) -> ProcessId {
-                self.id
-            }
-
-            fn info(&self) -> &ProcessInfo {
-                &self.info
-            }
-        }
-
-        impl ProcessRows for $snapshot {
-            type Row = $row;
-
-            fn rows(&self) -> &[Self::Row] {
-                &self.processes
-            }
-        }
-    )*};
-}
-
-process_rows! {
-    CpuSnapshot: crate::CpuProcess,
-    MemSnapshot: crate::MemProcess,
 }
 
 impl<S: Send + 'static> Snapshot for JoinedSnapshot<S> {

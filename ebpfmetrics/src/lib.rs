@@ -6,6 +6,7 @@
 mod async_stream;
 mod btf;
 mod error;
+mod group;
 mod join;
 mod kernel;
 mod ledger;
@@ -19,12 +20,14 @@ mod snapshot;
 mod stream;
 mod sys;
 mod task;
+mod usage;
 mod walk;
 
 #[cfg(feature = "tokio")]
 pub use async_stream::IntervalStream;
 pub use error::{Error, ErrorKind, Result};
-pub use join::{Join, Joined, JoinedProcess, JoinedSnapshot, ProcessRow, ProcessRows};
+pub use group::{Cgroups, Group, Groups, ProcessTree, group_by};
+pub use join::{Join, Joined, JoinedProcess, JoinedSnapshot};
 pub use kernel::Kernel;
 pub use preflight::{Check, Lockdown, Preflight, Requirements, preflight};
 pub use probe::{AnyProbe, Cost, Degraded, Health, Probe, ProgramCost, Statistics};
@@ -32,3 +35,4 @@ pub use probes::*;
 pub use process::{Comm, ProcessId, ProcessInfo, ThreadId};
 pub use snapshot::{Losses, Provenance, Snapshot, Source, Window};
 pub use stream::{Interval, Intervals};
+pub use usage::{Delta, ProcessRow, ProcessRows, Usage, delta};

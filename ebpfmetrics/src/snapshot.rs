@@ -33,6 +33,12 @@ impl Window {
         Duration::from_nanos(self.end_ns.saturating_sub(self.start_ns))
     }
 
+    /// A count per second of the window.
+    pub fn per_second(&self, count: u64) -> f64 {
+        let window = self.duration().as_secs_f64();
+        if window > 0.0 { count as f64 / window } else { 0.0 }
+    }
+
     /// A time in percent of the window; of a CPU time that is percent of one CPU.
     pub fn percent(&self, of: Duration) -> f64 {
         let window = self.duration().as_secs_f64();

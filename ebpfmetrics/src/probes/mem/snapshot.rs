@@ -78,6 +78,8 @@ impl Snapshot for MemSnapshot {
     }
 }
 
+crate::usage::process_rows!(MemSnapshot: MemProcess: MemUsage);
+
 /// One process.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
