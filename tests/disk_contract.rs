@@ -43,8 +43,8 @@ fn reads(snapshot: &DiskSnapshot, pid: u32, device: &LoopDevice) -> u64 {
 
 fn reads_of(row: &DiskProcess, device: &LoopDevice) -> u64 {
     let id = device_id(device.name());
-    let on_it = row.devices.iter().filter(|on| (on.device.major, on.device.minor) == id);
-    on_it.map(|on| on.usage.reads).sum()
+    let on_it = row.usage.devices.iter().filter(|on| (on.device.major, on.device.minor) == id);
+    on_it.map(|on| on.total.reads).sum()
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn readers_and_resets_at_once_lose_nothing() {
                     last.clear();
                 }
                 for row in &snapshot.processes {
-                    let now = row.usage.operations();
+                    let now = row.usage.total.operations();
                     let before = last.insert(row.id, now).unwrap_or_default();
                     assert!(now >= before, "{row:#?} had {before}");
                 }
@@ -243,12 +243,12 @@ fn a_forgotten_owner_is_told_and_not_guessed() {
     let slack = allowed(&snapshot, truth.written_bytes);
     assert!(row.usage.written_bytes.abs_diff(truth.written_bytes) <= slack, "{row:#?}, {truth:?}");
     assert!(snapshot.losses.get("owner_unseen").unwrap() > 0, "{:?}", snapshot.losses);
-    for row in snapshot.processes.iter().filter(|r| r.by_class.write_back.writes > 0) {
-        println!("{} {}: {:?}", row.id, row.info.comm, row.by_class.write_back);
+    for row in snapshot.processes.iter().filter(|r| r.usage.by_class.write_back.writes > 0) {
+        println!("{} {}: {:?}", row.id, row.info.comm, row.usage.by_class.write_back);
     }
     // what this process syncs is not its own
     let me = snapshot.process(std::process::id()).unwrap();
-    assert_eq!(me.by_class.write_back.written_bytes, 0, "{me:#?}");
+    assert_eq!(me.usage.by_class.write_back.written_bytes, 0, "{me:#?}");
     assert!(row.unattributed.written_bytes > 0, "{row:#?}");
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use ebpfmetrics::{DiskProbe, DiskProcess, DiskSnapshot, DiskUsage, Probe as _};
+use ebpfmetrics::{DiskCounters, DiskProbe, DiskProcess, DiskSnapshot, Probe as _};
 use ebpfmetrics_suite::{
     LoopDevice, Mounted, QuietVolume, Workload, Zram, directory_on_disk, poll, settle, skip,
     support,
@@ -24,7 +24,7 @@ fn process(snapshot: &DiskSnapshot, pid: u32) -> &DiskProcess {
 }
 
 fn written_back(snapshot: &DiskSnapshot, pid: u32) -> u64 {
-    process(snapshot, pid).by_class.write_back.written_bytes
+    process(snapshot, pid).usage.by_class.write_back.written_bytes
 }
 
 /// What files' pages wrote on a device, whoever is charged.
@@ -68,8 +68,8 @@ fn a_writer_is_charged_and_not_who_syncs() {
     let me = std::process::id();
     for other in [syncer.pid(), me] {
         let other = process(&snapshot, other);
-        assert_eq!(other.by_class.write_back, DiskUsage::default(), "{other:#?}");
-        assert_eq!(other.by_class.direct.written_bytes, 0, "{other:#?}");
+        assert_eq!(other.usage.by_class.write_back, DiskCounters::default(), "{other:#?}");
+        assert_eq!(other.usage.by_class.direct.written_bytes, 0, "{other:#?}");
     }
     assert_eq!(snapshot.losses.get("owner_unseen"), Some(0));
 }
@@ -162,13 +162,13 @@ fn a_writer_that_is_gone_is_still_charged_by_name() {
     });
     let ended = ended.expect("the end of the writer");
     assert_eq!(ended.info.comm, "workload");
-    assert!(ended.dirtied_bytes.unwrap() >= 16 * MIB, "{ended:#?}");
+    assert!(ended.usage.dirtied_bytes.unwrap() >= 16 * MIB, "{ended:#?}");
     let before = probe.reset().unwrap();
-    let written = process(&before, pid).by_class.write_back.written_bytes;
+    let written = process(&before, pid).usage.by_class.write_back.written_bytes;
     settle(volume.device());
     let after = probe.snapshot().unwrap();
     let row = process(&after, pid);
-    let all = written + row.by_class.write_back.written_bytes;
+    let all = written + row.usage.by_class.write_back.written_bytes;
     println!("{written} bytes written before, {all} in all");
     assert!(all >= 16 * MIB * 99 / 100, "{row:#?}");
     assert_eq!((row.id, row.info.comm), (ended.id, ended.info.comm));
@@ -184,10 +184,10 @@ fn what_is_removed_before_it_is_written_is_dirtied_only() {
     let mut writer = disk_work(&["write", text(&file), "8388608", "--remove"]);
     let snapshot = snapshot_of(volume.device(), &mut probe, &mut [&mut writer]);
     let row = process(&snapshot, writer.pid());
-    let dirtied = row.dirtied_bytes.unwrap();
+    let dirtied = row.usage.dirtied_bytes.unwrap();
     assert!(dirtied >= 8 * MIB, "{row:#?}");
-    let written = row.by_class.write_back.written_bytes;
-    let cancelled = row.cancelled_bytes.unwrap();
+    let written = row.usage.by_class.write_back.written_bytes;
+    let cancelled = row.usage.cancelled_bytes.unwrap();
     println!("{dirtied} dirtied, {cancelled} cancelled, {written} written");
     // the kernel may have begun to write
     assert!(cancelled + written >= 8 * MIB && cancelled <= dirtied, "{row:#?}");
@@ -245,7 +245,7 @@ fn swap_is_a_class_of_its_own() {
     assert_eq!(row.by_class.swap.written_bytes, row.usage.written_bytes, "{row:#?}");
     // it swaps its own pages out and in again
     let mine = process(&snapshot, work.pid());
-    assert!(mine.by_class.swap.written_bytes >= BYTES * 9 / 10, "{mine:#?}");
-    assert!(mine.by_class.direct.read_bytes >= BYTES * 9 / 10, "{mine:#?}");
+    assert!(mine.usage.by_class.swap.written_bytes >= BYTES * 9 / 10, "{mine:#?}");
+    assert!(mine.usage.by_class.direct.read_bytes >= BYTES * 9 / 10, "{mine:#?}");
     support("disk.swap", true, "");
 }

@@ -4,7 +4,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use ebpfmetrics::{
-    DiskClass, DiskOperation, DiskProbe, DiskProcess, DiskSnapshot, DiskUsage, Probe as _,
+    DiskClass, DiskCounters, DiskOperation, DiskProbe, DiskProcess, DiskSnapshot, Probe as _,
 };
 use ebpfmetrics_suite::{
     Diskstats, LoopDevice, NullBlk, QuietVolume, Workload, Zram, device_id, directory_on_disk,
@@ -42,7 +42,7 @@ fn assert_equal(what: &str, ours: u64, truth: u64, unit: u64, snapshot: &DiskSna
 #[track_caller]
 fn assert_device(name: &str, snapshot: &DiskSnapshot, truth: &Diskstats) {
     const LARGEST: u64 = 1 << 20;
-    let none = DiskUsage::default();
+    let none = DiskCounters::default();
     let ours = snapshot.device(name).map_or(&none, |device| &device.usage);
     println!("{name}: {ours:?}, {truth:?}");
     assert_equal("reads", ours.reads, truth.reads, 1, snapshot);
@@ -55,10 +55,11 @@ fn assert_device(name: &str, snapshot: &DiskSnapshot, truth: &Diskstats) {
 }
 
 /// What a process did on one device: it may also have to read its own program.
-fn on_device(process: &DiskProcess, name: &str) -> DiskUsage {
+fn on_device(process: &DiskProcess, name: &str) -> DiskCounters {
     let id = device_id(name);
-    let mut there = process.devices.iter().filter(|on| (on.device.major, on.device.minor) == id);
-    there.next().map(|on| on.usage).unwrap_or_default()
+    let mut there =
+        process.usage.devices.iter().filter(|on| (on.device.major, on.device.minor) == id);
+    there.next().map(|on| on.total).unwrap_or_default()
 }
 
 /// Every operation that was seen to begin and end is in both histograms.
@@ -100,9 +101,9 @@ fn direct_io_equals_diskstats_and_what_was_done() {
     assert_equal("bytes", there.read_bytes, 2000 * 4096, 4096, &snapshot);
     assert_equal("writes of the process", there.writes, 1200, 1, &snapshot);
     assert_equal("bytes", there.written_bytes, 1200 * 4096, 4096, &snapshot);
-    assert_eq!(process.usage, process.by_class.caused(), "{process:#?}");
+    assert_eq!(process.usage.total, process.usage.by_class.caused(), "{process:#?}");
     // the kernel accounts for these writes as if they had made pages dirty
-    assert_eq!(process.dirtied_bytes, Some(1200 * 4096), "{process:#?}");
+    assert_eq!(process.usage.dirtied_bytes, Some(1200 * 4096), "{process:#?}");
     assert_eq!(process.info.comm, "workload");
 
     let row = snapshot.device(device.name()).unwrap();
@@ -111,7 +112,7 @@ fn direct_io_equals_diskstats_and_what_was_done() {
     // the disk below did it again: the total has it once
     assert!(!snapshot.devices.iter().filter(|d| d.partition_of.is_none()).all(|d| d.stacked));
     let others = snapshot.devices.iter().filter(|d| d.partition_of.is_none() && !d.stacked);
-    let others = others.fold(DiskUsage::default(), |sum, device| sum.plus(&device.usage));
+    let others = others.fold(DiskCounters::default(), |sum, device| sum.plus(&device.usage));
     assert_eq!(snapshot.total(), others);
 
     support("disk.direct", true, "");
@@ -137,9 +138,15 @@ fn buffered_writes_and_fsync_equal_diskstats() {
     assert_device(volume.device(), &snapshot, &truth);
     assert_latencies(volume.device(), &snapshot);
     let process = snapshot.process(work.pid()).unwrap();
-    assert_equal("bytes", process.by_class.write_back.written_bytes, 32 << 20, 1 << 20, &snapshot);
+    assert_equal(
+        "bytes",
+        process.usage.by_class.write_back.written_bytes,
+        32 << 20,
+        1 << 20,
+        &snapshot,
+    );
     // with what it dirtied of directories and inodes
-    let dirtied = process.dirtied_bytes.unwrap();
+    let dirtied = process.usage.dirtied_bytes.unwrap();
     assert!((32 << 20..33 << 20).contains(&dirtied), "{process:#?}");
     support("disk.write_back", true, "");
     support("disk.dirtied", true, "");
@@ -161,9 +168,9 @@ fn readahead_is_charged_to_the_reader() {
     let snapshot = probe.snapshot().unwrap();
     assert_device(volume.device(), &snapshot, &truth);
     let reader = snapshot.process(work.pid()).unwrap();
-    let read = reader.by_class.direct.read_bytes;
+    let read = reader.usage.by_class.direct.read_bytes;
     assert!(read >= (16 << 20) - if hides_events(&snapshot) { 1 << 20 } else { 0 }, "{reader:#?}");
-    assert!(reader.usage.reads < 2000, "4 KiB each: no read-ahead; {reader:#?}");
+    assert!(reader.usage.total.reads < 2000, "4 KiB each: no read-ahead; {reader:#?}");
 }
 
 #[test]
@@ -180,7 +187,7 @@ fn discards_equal_diskstats() {
     assert_eq!(truth.discarded_bytes, 20 << 20);
     assert_device(device.name(), &snapshot, &truth);
     let me = snapshot.process(std::process::id()).unwrap();
-    let mine = me.devices.iter().map(|device| device.usage.discarded_bytes).sum();
+    let mine = me.usage.devices.iter().map(|device| device.total.discarded_bytes).sum();
     assert_equal("my discarded bytes", mine, 20 << 20, 16 << 20, &snapshot);
     support("disk.discards", true, "");
 }
@@ -245,7 +252,7 @@ fn errors_are_counted_where_they_belong() {
     assert!(row.usage.errors >= 1, "{row:#?}");
     let me = snapshot.process(std::process::id()).unwrap();
     assert_eq!(on_device(me, device.name()).errors, row.usage.errors, "{me:#?}");
-    assert_eq!(me.by_class.get(DiskClass::Direct).errors, row.usage.errors, "{me:#?}");
+    assert_eq!(me.usage.by_class.get(DiskClass::Direct).errors, row.usage.errors, "{me:#?}");
     support("disk.errors", true, "");
 }
 
@@ -262,7 +269,7 @@ fn latency_is_that_of_the_device() {
     let snapshot = probe.snapshot().unwrap();
     let process = snapshot.process(work.pid()).unwrap();
     let id = device_id(device.name());
-    let there = process.devices.iter().find(|on| (on.device.major, on.device.minor) == id);
+    let there = process.usage.devices.iter().find(|on| (on.device.major, on.device.minor) == id);
     let latency = &there.unwrap().latencies[0];
     assert_eq!((latency.operation, latency.device.count()), (DiskOperation::Read, 40));
     let mean = latency.device.mean().unwrap();

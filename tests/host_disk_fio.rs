@@ -4,7 +4,7 @@
 
 use std::{path::Path, process::Command};
 
-use ebpfmetrics::{DiskProbe, DiskSnapshot, DiskUsage, Probe as _};
+use ebpfmetrics::{DiskCounters, DiskProbe, DiskSnapshot, Probe as _};
 use ebpfmetrics_suite::{LoopDevice, Mounted, device_id, directory_on_disk, settle, skip};
 
 struct Report {
@@ -43,12 +43,12 @@ fn fio(file: &Path, arguments: &[&str]) -> Report {
 }
 
 /// What all processes of a name did on a device.
-fn of(snapshot: &DiskSnapshot, comm: &str, device: &str) -> DiskUsage {
+fn of(snapshot: &DiskSnapshot, comm: &str, device: &str) -> DiskCounters {
     let id = device_id(device);
     let named = snapshot.processes.iter().filter(|process| process.info.comm == comm);
-    let rows = named.flat_map(|process| &process.devices);
+    let rows = named.flat_map(|process| &process.usage.devices);
     let there = rows.filter(|on| (on.device.major, on.device.minor) == id);
-    there.fold(DiskUsage::default(), |sum, on| sum.plus(&on.usage))
+    there.fold(DiskCounters::default(), |sum, on| sum.plus(&on.total))
 }
 
 #[track_caller]
@@ -128,7 +128,7 @@ fn buffered_and_fsync() {
     close("written bytes", row.usage.written_bytes, truth.written_bytes, &snapshot);
     let written_back = row.by_class.write_back.written_bytes;
     let fio = snapshot.processes.iter().filter(|process| process.info.comm == "fio");
-    let right: u64 = fio.map(|process| process.by_class.write_back.written_bytes).sum();
+    let right: u64 = fio.map(|process| process.usage.by_class.write_back.written_bytes).sum();
     println!("{right} of {written_back} bytes charged right, {} written", report.written_bytes);
     assert!(right as f64 >= written_back as f64 * 0.99, "{right} of {written_back}");
 }

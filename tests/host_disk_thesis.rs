@@ -60,8 +60,8 @@ fn ours(snapshot: &DiskSnapshot, device: &str, pid: u32) -> f64 {
     let all = &snapshot.device(device).unwrap().usage;
     let id = device_id(device);
     let row = snapshot.process(pid).unwrap();
-    let there = row.devices.iter().find(|on| (on.device.major, on.device.minor) == id);
-    let there = there.map(|on| on.usage.read_bytes + on.usage.written_bytes).unwrap_or(0);
+    let there = row.usage.devices.iter().find(|on| (on.device.major, on.device.minor) == id);
+    let there = there.map(|on| on.total.read_bytes + on.total.written_bytes).unwrap_or(0);
     there as f64 / (all.read_bytes + all.written_bytes) as f64 * 100.0
 }
 

@@ -115,6 +115,17 @@ impl Histogram {
         merged.total_ns = merged.total_ns.saturating_add(other.total_ns);
         merged
     }
+
+    /// What came since an earlier reading of the same histogram.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut since = *self;
+        for (count, before) in since.counts.iter_mut().zip(earlier.counts) {
+            *count = count.saturating_sub(before);
+        }
+        since.total_ns = since.total_ns.saturating_sub(earlier.total_ns);
+        since
+    }
 }
 
 impl Default for Histogram {
@@ -229,6 +240,7 @@ mod tests {
             assert_eq!(of(&some).merge(&of(&more)), of(&all));
             assert_eq!(of(&more).merge(&of(&some)), of(&all));
             assert_eq!(of(&some).merge(&Histogram::default()), of(&some));
+            assert_eq!(of(&all).since(&of(&some)), of(&more));
         }
     }
 

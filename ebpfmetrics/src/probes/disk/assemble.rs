@@ -7,8 +7,8 @@ use super::{
     decode::Totals,
     devices::DeviceBook,
     record::RowKey,
-    snapshot::{DiskDevice, DiskDeviceId, DiskProcess, DiskProcessDevice},
-    usage::{DiskByClass, DiskLatency, DiskUsage},
+    snapshot::{DiskDevice, DiskDeviceId, DiskProcess},
+    usage::{DiskByClass, DiskCounters, DiskLatency, DiskUsage},
 };
 use crate::{ProcessId, ProcessInfo, ledger::Known};
 
@@ -41,7 +41,8 @@ pub(super) fn processes(
     }
     if !has_io_accounting {
         for process in &mut processes {
-            (process.dirtied_bytes, process.cancelled_bytes) = (None, None);
+            process.usage.dirtied_bytes = None;
+            process.usage.cancelled_bytes = None;
         }
     }
     processes
@@ -54,43 +55,31 @@ fn process(
     rows: &[(&RowKey, &Counted)],
 ) -> DiskProcess {
     let totals = totals.unwrap_or_default();
-    let mut process = DiskProcess {
-        id,
-        info,
-        usage: DiskUsage::default(),
-        by_class: DiskByClass::default(),
+    let mut usage = DiskUsage {
         dirtied_bytes: Some(totals.dirtied_bytes),
         cancelled_bytes: Some(totals.cancelled_bytes),
-        devices: Vec::new(),
+        ..DiskUsage::default()
     };
     for (key, counted) in rows {
         if !counted.carries {
-            process.usage = process.usage.plus(&counted.usage);
+            usage.total = usage.total.plus(&counted.usage);
             if let Some(class) = key.class() {
-                process.by_class.add(class, &counted.usage);
+                usage.by_class.add(class, &counted.usage);
             }
         }
-        let id = DiskDeviceId::from_record(key.device);
-        // by process the rows come in the order of devices
-        if process.devices.last().is_none_or(|last| last.device != id) {
-            process.devices.push(DiskProcessDevice {
-                device: id,
-                usage: DiskUsage::default(),
-                latencies: Vec::new(),
-            });
-        }
-        if let Some(device) = process.devices.last_mut() {
-            device.usage = device.usage.plus(&counted.usage);
-            DiskLatency::merge(&mut device.latencies, &counted.latency);
+        let on = usage.on(DiskDeviceId::from_record(key.device));
+        on.total = on.total.plus(&counted.usage);
+        if !counted.latency.device.is_empty() {
+            DiskLatency::merge(&mut on.latencies, &counted.latency);
         }
     }
-    process
+    DiskProcess { id, info, usage }
 }
 
 /// What no process is charged with, on devices that carry no others.
-pub(super) fn unattributed(rows: &RowBook) -> DiskUsage {
+pub(super) fn unattributed(rows: &RowBook) -> DiskCounters {
     let rows = rows.window().filter(|(key, row)| key.process().is_none() && !row.carries);
-    rows.fold(DiskUsage::default(), |sum, (_, row)| sum.plus(&row.usage))
+    rows.fold(DiskCounters::default(), |sum, (_, row)| sum.plus(&row.usage))
 }
 
 /// Devices with the sums of their rows; a disk has those of its partitions.
@@ -110,9 +99,9 @@ pub(super) fn devices(
                 stacked: known.stacked,
                 carries_others: known.carries,
                 removed: known.removed,
-                usage: DiskUsage::default(),
+                usage: DiskCounters::default(),
                 by_class: DiskByClass::default(),
-                unattributed: DiskUsage::default(),
+                unattributed: DiskCounters::default(),
                 latencies: Vec::new(),
                 busy: (!known.removed).then(|| Duration::from_millis(busy_ms)),
             };
@@ -196,7 +185,7 @@ mod tests {
         assert_eq!((devices[0].by_class.direct.reads, devices[0].by_class.journal.reads), (5, 1));
         assert_eq!(devices[0].latencies[0].device.count(), 6);
         // a process has each once
-        let rows: Vec<_> = processes_of(&rows).iter().map(|p| (p.id.pid, p.usage.reads)).collect();
+        let rows: Vec<_> = processes_of(&rows).iter().map(|p| (p.id.pid, p.usage.total.reads)).collect();
         assert_eq!(rows, [(5, 5), (6, 1)]);
     }
 
@@ -204,9 +193,9 @@ mod tests {
     fn a_process_has_the_topmost_of_stacked_devices() {
         let rows = book(&[(5, DM, 0, 2), (5, VDA1, 0, 2)], VDA1);
         let process = &processes_of(&rows)[0];
-        assert_eq!((process.usage.reads, process.by_class.direct.reads), (2, 2));
-        assert_eq!(process.devices.len(), 2);
-        assert_eq!(unattributed(&rows), DiskUsage::default());
+        assert_eq!((process.usage.total.reads, process.usage.by_class.direct.reads), (2, 2));
+        assert_eq!(process.usage.devices.len(), 2);
+        assert_eq!(unattributed(&rows), DiskCounters::default());
     }
 
     #[test]
@@ -225,6 +214,6 @@ mod tests {
     fn without_accounting_nothing_is_said_to_be_dirtied() {
         let rows = book(&[(5, VDA, 0, 2)], 0);
         let processes = processes(&[], &rows, false, |_| ProcessInfo::default());
-        assert_eq!((processes[0].dirtied_bytes, processes[0].cancelled_bytes), (None, None));
+        assert_eq!((processes[0].usage.dirtied_bytes, processes[0].usage.cancelled_bytes), (None, None));
     }
 }

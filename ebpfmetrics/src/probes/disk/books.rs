@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{
     record::{RowKey, RowRecord},
-    usage::{DiskClass, DiskLatency, DiskOperation, DiskUsage},
+    usage::{DiskClass, DiskLatency, DiskOperation, DiskCounters},
 };
 use crate::{Histogram, ProcessId};
 
@@ -32,7 +32,7 @@ struct KnownRow {
 /// What was counted in a window by one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Counted {
-    pub(super) usage: DiskUsage,
+    pub(super) usage: DiskCounters,
     pub(super) latency: DiskLatency,
     /// The device carries another device, where the same I/O is counted too.
     pub(super) carries: bool,
@@ -71,7 +71,7 @@ impl RowKey {
 impl RowRecord {
     /// What came to it. Buckets and errors are counted with 32 bits: right unless
     /// 4 billion operations passed between two reads.
-    fn since(&self, before: &Self) -> (DiskUsage, DiskLatency) {
+    fn since(&self, before: &Self) -> (DiskCounters, DiskLatency) {
         let buckets = |now: &[u32; Histogram::BUCKETS], before: &[u32; Histogram::BUCKETS]| {
             std::array::from_fn(|bucket| u64::from(now[bucket].wrapping_sub(before[bucket])))
         };
@@ -85,7 +85,7 @@ impl RowRecord {
             self.device_ns.wrapping_sub(before.device_ns),
         );
         let unseen = u64::from(self.unseen.wrapping_sub(before.unseen));
-        let usage = DiskUsage::of(
+        let usage = DiskCounters::of(
             operation,
             device.count() + unseen,
             self.bytes.wrapping_sub(before.bytes),
@@ -124,7 +124,7 @@ impl RowBook {
             }
             let (usage, latency) = row.since(&known.last);
             known.last = *row;
-            if usage == DiskUsage::default() && latency.device.is_empty() {
+            if usage == DiskCounters::default() && latency.device.is_empty() {
                 known.unchanged = known.unchanged.saturating_add(1);
                 continue;
             }
@@ -182,7 +182,7 @@ impl KnownRow {
 }
 
 impl Counted {
-    fn add(&mut self, usage: &DiskUsage, latency: &DiskLatency) {
+    fn add(&mut self, usage: &DiskCounters, latency: &DiskLatency) {
         self.usage = self.usage.plus(usage);
         self.latency.queue = self.latency.queue.merge(&latency.queue);
         self.latency.device = self.latency.device.merge(&latency.device);

@@ -43,7 +43,7 @@ pub(super) fn decode(records: Records<'_>) -> Result<Walked> {
         }
     }
     let leaders = tasks.iter().filter(|task| task.about.is_leader());
-    let mut processes =
+    let mut processes: Vec<_> =
         leaders.map(|leader| reading(&leader.about, Totals::default())).collect();
     sum_up(
         &mut processes,

@@ -10,7 +10,7 @@ mod snapshot;
 mod usage;
 
 pub use probe::{DiskProbe, DiskProbeBuilder};
-pub use snapshot::{
-    DiskDevice, DiskDeviceId, DiskFolded, DiskProcess, DiskProcessDevice, DiskSnapshot,
+pub use snapshot::{DiskDevice, DiskDeviceId, DiskFolded, DiskProcess, DiskSnapshot};
+pub use usage::{
+    DiskByClass, DiskClass, DiskCounters, DiskDeviceUsage, DiskLatency, DiskOperation, DiskUsage,
 };
-pub use usage::{DiskByClass, DiskClass, DiskLatency, DiskOperation, DiskUsage};

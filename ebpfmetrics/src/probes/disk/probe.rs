@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::{
-    DiskDeviceId, DiskFolded, DiskSnapshot, assemble,
+    DiskDeviceId, DiskFolded, DiskSnapshot, DiskUsage, assemble,
     books::{RowBook, SPARE_ROWS},
     decode::{Totals, decode},
     devices::{DeviceBook, any_without_requests},
@@ -54,8 +54,8 @@ use crate::{
 /// loop {
 ///     sleep(Duration::from_secs(1));
 ///     let second = probe.reset()?;
-///     for process in second.processes.iter().filter(|p| p.usage.operations() > 0) {
-///         let (read, written) = (process.usage.read_bytes, process.usage.written_bytes);
+///     for process in second.processes.iter().filter(|p| p.usage.total.operations() > 0) {
+///         let (read, written) = (process.usage.total.read_bytes, process.usage.total.written_bytes);
 ///         println!("{:>7} {:<15} {read:>12} {written:>12}", process.id.pid, process.info.comm);
 ///     }
 /// }
@@ -475,14 +475,15 @@ impl Probe for DiskProbe {
 
     fn requirements() -> Requirements {
         Requirements {
-            tracepoints: &[
+            tracepoints: [
                 "block_rq_complete",
                 "block_rq_issue",
                 "block_rq_merge",
                 "sched_process_exit",
                 "sched_process_free",
-            ],
-            iterators: &["task"],
+            ]
+            .into(),
+            iterators: ["task"].into(),
         }
     }
 
@@ -526,6 +527,7 @@ impl TaskProbe for DiskProbe {
         losses.push(("run_skipped", self.object.skipped_runs()?));
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let folded = self.ledger.folded();
+        let accounted = self.has_io_accounting;
         let snapshot = DiskSnapshot {
             window: self.windows.at(walk),
             processes: assemble::processes(
@@ -538,8 +540,11 @@ impl TaskProbe for DiskProbe {
             unattributed: assemble::unattributed(&self.rows),
             folded: DiskFolded {
                 processes: folded.processes,
-                dirtied_bytes: folded.totals.dirtied_bytes,
-                cancelled_bytes: folded.totals.cancelled_bytes,
+                usage: DiskUsage {
+                    dirtied_bytes: accounted.then_some(folded.totals.dirtied_bytes),
+                    cancelled_bytes: accounted.then_some(folded.totals.cancelled_bytes),
+                    ..DiskUsage::default()
+                },
             },
             losses: Losses::since(&losses, &self.kernel_losses, [missing]),
             provenance: Arc::clone(&self.provenance),

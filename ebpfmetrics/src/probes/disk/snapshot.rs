@@ -1,7 +1,7 @@
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use super::usage::{DiskByClass, DiskLatency, DiskUsage};
-use crate::{Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Window};
+use super::usage::{DiskByClass, DiskCounters, DiskLatency, DiskUsage};
+use crate::{Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Window, usage::process_rows};
 
 /// What every process did with the disks in a window.
 ///
@@ -25,7 +25,7 @@ pub struct DiskSnapshot {
     /// the probe was there, or whose owner was forgotten; what began unseen; what
     /// found the table of rows full. The [`losses`](DiskSnapshot::losses) tell them
     /// apart.
-    pub unattributed: DiskUsage,
+    pub unattributed: DiskCounters,
     /// Processes that exited beyond the bound of
     /// [`DiskProbeBuilder::max_exited`](super::DiskProbeBuilder::max_exited),
     /// together. Their operations are listed all the same.
@@ -40,9 +40,9 @@ pub struct DiskSnapshot {
 impl DiskSnapshot {
     /// What the machine's disks did, each byte once: whole disks that do not lie on
     /// others. What reached a loop device or an LVM volume is in the disk below.
-    pub fn total(&self) -> DiskUsage {
+    pub fn total(&self) -> DiskCounters {
         let disks = self.devices.iter().filter(|d| !d.stacked && d.partition_of.is_none());
-        disks.fold(DiskUsage::default(), |sum, device| sum.plus(&device.usage))
+        disks.fold(DiskCounters::default(), |sum, device| sum.plus(&device.usage))
     }
 
     /// The row of a process; the one that started last if a pid came back.
@@ -72,10 +72,6 @@ impl Snapshot for DiskSnapshot {
 }
 
 /// One process.
-///
-/// Its operations are those that reached a device, at the time they did. What it
-/// dirtied stands beside them and is never mixed in: dirty pages are written later,
-/// more than once, or, if their file is removed first, never.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -87,53 +83,23 @@ pub struct DiskProcess {
     /// then; of one that could not be looked at any more, empty.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub info: ProcessInfo,
-    /// What it is charged with, on the topmost device where devices lie on one
-    /// another.
+    /// What it did with the disks in the window.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub usage: DiskUsage,
-    /// The same by how it is known.
-    pub by_class: DiskByClass,
-    /// Bytes of pages that it made dirty, and of its writes past the page cache:
-    /// `task_io_accounting::write_bytes`, `write_bytes` in `/proc/PID/io`, with
-    /// threads that have exited. `None` on kernels without
-    /// `CONFIG_TASK_IO_ACCOUNTING`.
-    #[doc(alias = "write_bytes")]
-    pub dirtied_bytes: Option<u64>,
-    /// Of dirty bytes those that it took back before they were written, by removing
-    /// or cutting a file, whoever made them dirty:
-    /// `task_io_accounting::cancelled_write_bytes`.
-    #[doc(alias = "cancelled_write_bytes")]
-    pub cancelled_bytes: Option<u64>,
-    /// The same operations by device, all devices, with their latencies.
-    pub devices: Vec<DiskProcessDevice>,
 }
 
-/// What one process did on one device.
-#[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct DiskProcessDevice {
-    /// The disk or partition that was asked.
-    #[cfg_attr(feature = "serde", serde(flatten))]
-    pub device: DiskDeviceId,
-    /// What it is charged with there.
-    #[cfg_attr(feature = "serde", serde(flatten))]
-    pub usage: DiskUsage,
-    /// How long it took, by operation; those that occurred.
-    pub latencies: Vec<DiskLatency>,
-}
+process_rows!(DiskSnapshot: DiskProcess: DiskUsage);
 
 /// Processes that exited, counted together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct DiskFolded {
     /// How many.
     pub processes: u64,
-    /// As [`DiskProcess::dirtied_bytes`].
-    pub dirtied_bytes: u64,
-    /// As [`DiskProcess::cancelled_bytes`].
-    pub cancelled_bytes: u64,
+    /// What they dirtied; their operations are in rows of their own.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub usage: DiskUsage,
 }
 
 /// The number of a block device, `MAJOR:MINOR` in the kernel's files.
@@ -198,11 +164,11 @@ pub struct DiskDevice {
     pub removed: bool,
     /// What it did.
     #[cfg_attr(feature = "serde", serde(flatten))]
-    pub usage: DiskUsage,
+    pub usage: DiskCounters,
     /// The same by class.
     pub by_class: DiskByClass,
     /// The part of it that no process is charged with.
-    pub unattributed: DiskUsage,
+    pub unattributed: DiskCounters,
     /// How long it took, by operation; those that occurred.
     pub latencies: Vec<DiskLatency>,
     /// Time in which it had anything to do, as the kernel estimates it: `io_ticks` of
@@ -266,9 +232,9 @@ mod tests {
             stacked: false,
             carries_others: false,
             removed: false,
-            usage: DiskUsage::default(),
+            usage: DiskCounters::default(),
             by_class: DiskByClass::default(),
-            unattributed: DiskUsage::default(),
+            unattributed: DiskCounters::default(),
             latencies: vec![latency],
             busy: Some(Duration::from_millis(250)),
         };
