@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use ebpfmetrics::{DiskProbe, DiskProcess, DiskSnapshot, ErrorKind, Kernel, Probe as _, ProcessId};
+use ebpfmetrics::{
+    CpuProbe, DiskProbe, DiskProcess, DiskSnapshot, ErrorKind, Joined, Kernel, Probe as _,
+    ProcessId,
+};
 use ebpfmetrics_suite::{
     LoopDevice, QuietVolume, Workload, device_id, directory_on_disk, diskstats, loaded_objects,
     poll, settle,
@@ -135,6 +138,27 @@ fn two_probes_agree_and_one_outlives_the_other() {
     drop(one);
     let snapshot = other.snapshot().unwrap();
     assert_reads("other", reads(&snapshot, work.pid(), &device), 200, &snapshot);
+}
+
+#[test]
+fn joined_with_the_cpu_probe_it_sees_the_same() {
+    let Some(files) = directory_on_disk("joined") else { return };
+    let device = LoopDevice::new(files.path(), 16 << 20);
+    let kernel = Kernel::read().unwrap();
+    let probes = (
+        CpuProbe::builder().load_on(&kernel).unwrap(),
+        DiskProbe::builder().load_on(&kernel).unwrap(),
+    );
+    let mut joined = Joined::new(probes).unwrap();
+    let mut work = disk_work(&["direct", text(&device.path()), "100", "20"]);
+    work.go();
+    settle(device.name());
+    let snapshot = joined.snapshot().unwrap();
+    let (cpu, disk) = (&snapshot.parts.0, &snapshot.parts.1);
+    assert_eq!(cpu.window, disk.window);
+    assert_reads("reads", reads(disk, work.pid(), &device), 100, disk);
+    assert_eq!(disk.process(work.pid()).unwrap().usage.dirtied_bytes, Some(20 * 4096));
+    assert!(cpu.process(work.pid()).unwrap().usage.cpu_time > Duration::ZERO);
 }
 
 #[test]

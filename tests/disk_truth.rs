@@ -44,7 +44,8 @@ fn assert_device(name: &str, snapshot: &DiskSnapshot, truth: &Diskstats) {
     const LARGEST: u64 = 1 << 20;
     let none = DiskCounters::default();
     let ours = snapshot.device(name).map_or(&none, |device| &device.usage);
-    println!("{name}: {ours:?}, {truth:?}");
+    let lost: Vec<_> = snapshot.losses.iter().filter(|(_, count)| *count > 0).collect();
+    println!("{name}: {ours:?}, {truth:?}, lost {lost:?}");
     assert_equal("reads", ours.reads, truth.reads, 1, snapshot);
     assert_equal("read bytes", ours.read_bytes, truth.read_bytes, LARGEST, snapshot);
     assert_equal("writes", ours.writes + ours.flushes, truth.writes, 1, snapshot);
