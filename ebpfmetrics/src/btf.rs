@@ -488,8 +488,7 @@ mod tests {
         assert_eq!((far.2, far.3.as_slice()), (1, &[1][..]), "{types:?}");
         assert_eq!(types.len(), 8);
         // all of its types again, and the same
-        let bytes = few.bytes.clone();
-        assert_eq!(few.only(&few.names()), bytes);
+        assert_eq!(few.only(&few.names()), few.bytes);
     }
 
     #[test]

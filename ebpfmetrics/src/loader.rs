@@ -626,12 +626,16 @@ fn raise_memlock_limit() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
-    fn relocated(types: &aya::Btf) -> Vec<Vec<[i64; 5]>> {
-        let mut object = aya_obj::Object::parse(ebpf_probes::CPU).unwrap();
-        object.relocate_btf(types).unwrap();
-        instructions(&object)
+    fn object() -> aya_obj::Object {
+        aya_obj::Object::parse(ebpf_probes::CPU).unwrap()
+    }
+
+    fn load(kernel: &Kernel) -> Object {
+        Loader::new("test", Requirements::default(), ebpf_probes::CPU).load(kernel).unwrap()
     }
 
     fn instructions(object: &aya_obj::Object) -> Vec<Vec<[i64; 5]>> {
@@ -644,12 +648,72 @@ mod tests {
 
     #[test]
     fn few_types_relocate_as_the_whole_of_them_does() {
+        let before = instructions(&object());
+        let (mut by_few, mut by_all) = (object(), object());
+        relocate(&mut by_few, Kernel::read().unwrap().btf()).unwrap();
+        by_all.relocate_btf(&aya::Btf::from_sys_fs().unwrap()).unwrap();
+        assert_ne!(before, instructions(&by_few), "something was there to relocate");
+        assert!(instructions(&by_few) == instructions(&by_all));
+    }
+
+    #[test]
+    fn iterators_of_two_objects_share_a_walk() {
         let kernel = Kernel::read().unwrap();
-        let mut object = aya_obj::Object::parse(ebpf_probes::CPU).unwrap();
-        let before = instructions(&object);
-        relocate(&mut object, kernel.btf()).unwrap();
-        let after = instructions(&object);
-        assert_ne!(before, after, "something was there to relocate");
-        assert!(after == relocated(&aya::Btf::from_sys_fs().unwrap()));
+        let (mut first, mut second) = (load(&kernel), load(&kernel));
+        assert!(first.hand_on_to(&second, "cpu_tasks").is_err(), "it is not loaded yet");
+        for object in [&mut first, &mut second] {
+            object.load_iterator("cpu_tasks", "task", &kernel).unwrap();
+        }
+        let mut output = RecordBuffer::default();
+        let mut streams = |first: &mut Object| {
+            first.iterate("cpu_tasks", &mut output).unwrap();
+            let words: &[u16] = bytemuck::cast_slice(output.bytes());
+            let (mut at, mut streams) = (0, BTreeSet::new());
+            while let Some(&[_, stream, low, high]) = words.get(at..at + 4) {
+                streams.insert(stream);
+                at += (usize::from(low) | usize::from(high) << 16) / 2;
+            }
+            streams
+        };
+        let own = BTreeSet::from([first.stream()]);
+        assert_eq!(streams(&mut first), own);
+        first.hand_on_to(&second, "cpu_tasks").unwrap();
+        assert_eq!(streams(&mut first), BTreeSet::from([first.stream(), second.stream()]));
+        first.hand_on_to_none();
+        assert_eq!(streams(&mut first), own);
+        assert_eq!(first.health().unwrap().programs, 1);
+    }
+
+    #[test]
+    fn elements_are_what_they_were_set_to() {
+        let mut object = load(&Kernel::read().unwrap());
+        assert_eq!(object.element::<[u64; 2]>("clocks", 0).unwrap(), [0; 2]);
+        object.set_element("clocks", 0, [1_u64, 2]).unwrap();
+        assert_eq!(object.element::<[u64; 2]>("clocks", 0).unwrap(), [1, 2]);
+        assert!(object.set_element("clocks", 1, [0_u64; 2]).is_err());
+        assert!(object.set_element("none", 0, [0_u64; 2]).is_err());
+    }
+
+    #[test]
+    fn what_the_verifier_says_is_told() {
+        let kernel = Kernel::read().unwrap();
+        // the first argument of that one is no task
+        let error = load(&kernel).attach("cpu_free", "sched_switch", &kernel).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::VerifierRejected);
+        assert!(error.to_string().contains("cpu_free"), "{error}");
+        assert!(error.verifier_log().unwrap().lines().count() > 3, "{:?}", error.verifier_log());
+    }
+
+    #[test]
+    fn programs_and_hooks_that_are_not_there_are_named() {
+        let kernel = Kernel::read().unwrap();
+        let mut object = load(&kernel);
+        let error = object.attach("none", "sched_switch", &kernel).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidObject);
+        assert!(error.to_string().contains("no program none"), "{error}");
+        let error = object.attach_classic("cpu_free", "sched", "sched_switch").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidObject);
+        let error = object.attach("cpu_free", "no_such_hook", &kernel).unwrap_err();
+        assert!(error.to_string().contains("no_such_hook"), "{error}");
     }
 }
