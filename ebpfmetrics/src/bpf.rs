@@ -239,6 +239,7 @@ impl Attr for RawTracepointOpen {}
 
 /// Attaches a program of [`Start::TypedTracepoint`], until the result is dropped.
 pub(crate) fn attach_typed_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // the program knows which
     let mut attr =
         RawTracepointOpen { program_fd: number(&program), ..RawTracepointOpen::default() };
     open(Command::RawTracepointOpen, &mut attr)

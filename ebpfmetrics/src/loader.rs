@@ -110,12 +110,12 @@ impl Loader {
             }
             let created = MapData::create(map.clone(), &name, btf.as_ref().map(|fd| fd.as_fd()))?;
             fill(&created, &map)?;
-            maps.insert(name, (Map::from_map_data(created)?, map));
+            maps.insert(name, (created, map));
         }
         let text = object.functions.keys().map(|(section, _)| *section).collect();
-        let places = maps.iter().map(|(name, (created, map))| {
-            (name.as_str(), map_data(created).fd().as_fd().as_raw_fd(), map)
-        });
+        let places = maps
+            .iter()
+            .map(|(name, (created, map))| (name.as_str(), created.fd().as_fd().as_raw_fd(), map));
         object.relocate_maps(places, &text)?;
         object.relocate_calls(&text)?;
         object.sanitize_functions(features);
@@ -126,12 +126,10 @@ impl Loader {
             let (section, license) = (program.section, program.license);
             Some((name, Program { section, license, function, fd: None, attached: None }))
         });
-        let maps_alone = |(name, (map, _))| (name, map);
-        let parts = Parts {
-            btf,
-            programs: programs.collect(),
-            maps: maps.into_iter().map(maps_alone).collect(),
-        };
+        let maps =
+            maps.into_iter().map(|(name, (created, _))| Ok((name, Map::from_map_data(created)?)));
+        let maps = maps.collect::<Result<_, MapError>>()?;
+        let parts = Parts { btf, programs: programs.collect(), maps };
         Ok((parts, stream))
     }
 
