@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, fmt, io};
 
 use crate::{
-    Error, ErrorKind, Result,
+    Error, ErrorKind, Requirements, Result,
     btf::Btf,
     sys::{self, Contents},
 };
@@ -84,13 +84,9 @@ impl Kernel {
     }
 
     /// Of some hooks those that this kernel lacks.
-    pub(crate) fn missing<'a>(
-        &self,
-        tracepoints: &[&'a str],
-        iterators: &[&'a str],
-    ) -> BTreeSet<&'a str> {
-        let tracepoints = tracepoints.iter().filter(|name| !self.has_tracepoint(name));
-        let iterators = iterators.iter().filter(|name| !self.has_iterator(name));
+    pub(crate) fn missing(&self, needs: &Requirements) -> BTreeSet<&'static str> {
+        let tracepoints = needs.tracepoints.iter().filter(|name| !self.has_tracepoint(name));
+        let iterators = needs.iterators.iter().filter(|name| !self.has_iterator(name));
         tracepoints.chain(iterators).copied().collect()
     }
 }

@@ -5,6 +5,7 @@
 mod bpf;
 mod btf;
 mod error;
+mod join;
 mod kernel;
 mod ledger;
 mod loader;
@@ -19,6 +20,7 @@ mod task;
 mod walk;
 
 pub use error::{Error, ErrorKind, Result};
+pub use join::{Join, Joined, JoinedProcess, JoinedSnapshot, ProcessRow, ProcessRows};
 pub use kernel::Kernel;
 pub use preflight::{Check, Lockdown, Preflight, Requirements, preflight};
 pub use probe::{AnyProbe, Cost, Degraded, Health, Probe, ProgramCost, Statistics};

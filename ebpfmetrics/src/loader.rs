@@ -68,7 +68,7 @@ impl Loader {
 
     /// Creates the maps and fits the programs to the kernel; none is loaded yet.
     pub(crate) fn load(self, kernel: &Kernel) -> Result<Object> {
-        let missing = kernel.missing(self.requirements.tracepoints, self.requirements.iterators);
+        let missing = kernel.missing(&self.requirements);
         if !missing.is_empty() {
             return Err(self.explain("finding its hooks", None));
         }

@@ -170,6 +170,18 @@ pub struct Health {
     pub degraded: Vec<Degraded>,
 }
 
+impl Health {
+    /// That of several probes together.
+    pub(crate) fn sum(parts: impl IntoIterator<Item = Self>) -> Self {
+        parts.into_iter().fold(Self::default(), |mut sum, part| {
+            sum.map_bytes += part.map_bytes;
+            sum.programs += part.programs;
+            sum.degraded.extend(part.degraded);
+            sum
+        })
+    }
+}
+
 /// One thing that a machine does not let a probe do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

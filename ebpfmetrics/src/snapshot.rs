@@ -53,6 +53,18 @@ impl Losses {
         Self(causes.into_iter().collect())
     }
 
+    /// The losses of several probes; those of one name add up.
+    pub(crate) fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum: Vec<(&'static str, u64)> = Vec::new();
+        for (cause, count) in parts.into_iter().flat_map(Self::iter) {
+            match sum.iter_mut().find(|(known, _)| *known == cause) {
+                Some((_, total)) => *total += count,
+                None => sum.push((cause, count)),
+            }
+        }
+        Self(sum)
+    }
+
     /// What came to the kernel side's losses since a window began, and what user
     /// space lost.
     pub(crate) fn since(
@@ -137,6 +149,15 @@ impl Provenance {
     pub fn new(probe: &'static str, sources: Vec<Source>) -> Self {
         let kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
         Self { probe, kernel_release, sources }
+    }
+
+    /// The sources of several probes under one name.
+    pub(crate) fn of_all<'a>(
+        probe: &'static str,
+        parts: impl IntoIterator<Item = &'a Arc<Self>>,
+    ) -> Self {
+        let sources = parts.into_iter().flat_map(|part| part.sources.iter().cloned());
+        Self::new(probe, sources.collect())
     }
 }
 

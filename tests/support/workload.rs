@@ -12,9 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[path = "memory_worker.rs"]
+mod memory_worker;
+
 use anyhow::Context as _;
 use clap::Parser;
-use ebpfmetrics::{CpuAccounting, CpuProbe, Probe as _};
+use ebpfmetrics::{CpuAccounting, CpuProbe, MemProbe, Probe as _};
 use ebpfmetrics_suite::{self as suite, process_cpu_ns};
 
 #[derive(Parser)]
@@ -40,6 +43,8 @@ enum Work {
     Exec,
     /// Ends its first thread while another goes on to spin.
     LeaderExits,
+    /// Does with memory what it is told, line by line; see `memory_worker`.
+    Memory,
     /// Loads a CPU probe, tells, and answers each pid with its CPU time in ns.
     HoldProbe,
     /// Tries to load a CPU probe in a worse place, and tells how it went.
@@ -63,6 +68,9 @@ enum Place {
     WithoutBtf,
     /// A PID namespace of its own.
     PidNamespace,
+    /// A PID namespace of its own, with `/proc` of the initial one; a memory probe,
+    /// which tells of its parent.
+    PidNamespaceForeignProc,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -139,6 +147,7 @@ fn main() -> anyhow::Result<()> {
             });
             suite::exit_thread()
         }
+        Work::Memory => memory_worker::serve(),
         Work::HoldProbe => {
             let mut probe = CpuProbe::builder().accounting(CpuAccounting::SchedSwitch).load()?;
             tell("loaded")?;
@@ -197,11 +206,25 @@ fn load(place: Place) -> anyhow::Result<()> {
         }
         Place::WithoutBtf => suite::hide_directory("/sys/kernel/btf")?,
         Place::PidNamespace => {
-            return suite::in_pid_namespace(|| report(CpuProbe::builder().load()));
+            return suite::in_pid_namespace(true, || report(CpuProbe::builder().load()));
+        }
+        Place::PidNamespaceForeignProc => {
+            let parent = std::os::unix::process::parent_id();
+            return suite::in_pid_namespace(false, || report_of(parent));
         }
     }
     report(CpuProbe::builder().load());
     Ok(())
+}
+
+/// `RESIDENT SOURCE METRIC...` of another process by the memory probe.
+fn report_of(pid: u32) {
+    let mut probe = MemProbe::builder().load().expect("the caller is root");
+    let snapshot = probe.snapshot().expect("snapshot of a loaded probe");
+    let row = snapshot.process(pid).expect("/proc shows it");
+    let sources: Vec<_> = snapshot.provenance.sources.iter().map(|it| it.metric).collect();
+    let resident = row.usage.resident_bytes.expect("it has memory");
+    tell(&format!("{resident} {:?} {sources:?}", row.source)).expect("the test reads");
 }
 
 /// `ok ROWS DEGRADED` or `KIND TEXT`
