@@ -4,6 +4,7 @@
 
 #[cfg(feature = "tokio")]
 mod async_stream;
+mod bpf;
 mod btf;
 mod error;
 mod group;
