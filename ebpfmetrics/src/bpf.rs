@@ -1,6 +1,7 @@
 //! The system calls that get programs into the kernel, run and read them.
 
 use std::{
+    collections::BTreeSet,
     ffi::CStr,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -12,6 +13,7 @@ enum Command {
     MapUpdateElement = 2,
     ProgramLoad = 5,
     ProgramTestRun = 10,
+    ProgramNextId = 11,
     RawTracepointOpen = 17,
     BtfLoad = 18,
     MapFreeze = 22,
@@ -54,6 +56,29 @@ fn open(command: Command, attr: &mut impl Attr) -> io::Result<OwnedFd> {
     #[expect(unsafe_code, reason = "a system call gives a number")]
     // SAFETY: the kernel has just opened it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct NextId {
+    start_id: u32,
+    next_id: u32,
+    open_flags: u32,
+    padding: u32,
+}
+
+impl Attr for NextId {}
+
+/// The programs in the kernel, by id. By number alone: opening each to list it would
+/// keep some of them from being freed.
+pub(crate) fn program_ids() -> BTreeSet<u32> {
+    let mut attr = NextId::default();
+    let mut ids = BTreeSet::new();
+    while bpf(Command::ProgramNextId, &mut attr).is_ok() {
+        ids.insert(attr.next_id);
+        attr.start_id = attr.next_id;
+    }
+    ids
 }
 
 /// Why the kernel refused something, and what it says about it.

@@ -168,6 +168,21 @@ impl<B: Deref<Target = [u8]>> Btf<B> {
         offsets
     }
 
+    /// Size and members, with their offsets, of a struct; the members in its order.
+    pub(crate) fn layout(&self, name: &str) -> Option<(usize, Vec<(String, usize)>)> {
+        let mut types = self.named.iter().filter_map(|&id| self.get(id));
+        let is_it = |this: &Type<'_>| {
+            this.kind == KIND_STRUCT && is(self.strings(), this.name(), name.as_bytes())
+        };
+        let this = types.find(is_it)?;
+        let member = |at: usize| {
+            let name = String::from_utf8_lossy(self.name(this.u32(at))).into_owned();
+            (name, (this.u32(at + 8) & 0xff_ffff) as usize / 8)
+        };
+        let members = (TYPE..this.bytes.len()).step_by(12).map(member);
+        Some((this.u32(8) as usize, members.collect()))
+    }
+
     /// The names of the types, without flavours: `task_struct___new` is fitted to
     /// `task_struct`.
     pub(crate) fn names(&self) -> HashSet<&[u8]> {

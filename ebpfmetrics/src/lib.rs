@@ -10,6 +10,7 @@ mod error;
 mod group;
 mod join;
 mod kernel;
+pub mod kit;
 mod ledger;
 mod loader;
 mod preflight;

@@ -30,7 +30,7 @@ use crate::{
 type Cause = Box<dyn StdError + Send + Sync>;
 
 /// How an object is to be loaded.
-pub(crate) struct Loader {
+pub struct Loader {
     probe: &'static str,
     requirements: Requirements,
     bytes: &'static [u8],
@@ -39,35 +39,31 @@ pub(crate) struct Loader {
 }
 
 impl Loader {
-    pub(crate) fn new(
-        probe: &'static str,
-        requirements: Requirements,
-        bytes: &'static [u8],
-    ) -> Self {
+    pub fn new(probe: &'static str, requirements: Requirements, bytes: &'static [u8]) -> Self {
         Self { probe, requirements, bytes, globals: Vec::new(), entries: Vec::new() }
     }
 
     /// Sets a `const volatile` of the object.
-    pub(crate) fn global(mut self, name: &'static str, value: impl NoUninit) -> Self {
+    pub fn global(mut self, name: &'static str, value: impl NoUninit) -> Self {
         self.globals.push((name, bytemuck::bytes_of(&value).to_vec()));
         self
     }
 
     /// Sets the size of a map.
-    pub(crate) fn entries(mut self, map: &'static str, entries: u32) -> Self {
+    pub fn entries(mut self, map: &'static str, entries: u32) -> Self {
         self.entries.push((map, entries));
         self
     }
 
     /// What to report of a probe for whom the kernel's BTF cannot be read: the
     /// first thing that it lacks.
-    pub(crate) fn lacking<P: crate::Probe>(error: Error) -> Error {
+    pub fn lacking<P: crate::Probe>(error: Error) -> Error {
         let preflight = preflight_for(&[(P::NAME, P::requirements())]);
         preflight.require().err().unwrap_or(error)
     }
 
     /// Creates the maps and fits the programs to the kernel; none is loaded yet.
-    pub(crate) fn load(self, kernel: &Kernel) -> Result<Object> {
+    pub fn load(self, kernel: &Kernel) -> Result<Object> {
         let missing = kernel.missing(&self.requirements);
         if !missing.is_empty() {
             return Err(self.explain("finding its hooks", None));
@@ -161,6 +157,12 @@ impl Loader {
     }
 }
 
+/// Size and members of a struct in the BTF of an object.
+pub(crate) fn layout(object: &[u8], name: &str) -> Option<(usize, Vec<(String, usize)>)> {
+    let object = aya_obj::Object::parse(object).ok()?;
+    Btf::parse(object.btf.as_ref()?.to_bytes())?.layout(name)
+}
+
 /// Fits an object to the kernel by their types.
 fn relocate(
     object: &mut aya_obj::Object,
@@ -217,7 +219,7 @@ impl Program {
 }
 
 /// An object in the kernel. Dropping it detaches its programs and frees its maps.
-pub(crate) struct Object {
+pub struct Object {
     parts: Parts,
     loader: Loader,
     stream: u16,
@@ -262,7 +264,7 @@ impl Object {
     }
 
     /// Loads a program and attaches it to a tracepoint of the kernel.
-    pub(crate) fn attach(
+    pub fn attach(
         &mut self,
         program: &'static str,
         tracepoint: &str,
@@ -275,7 +277,7 @@ impl Object {
     }
 
     /// Loads a program and attaches it to a tracepoint by its name under tracefs.
-    pub(crate) fn attach_classic(
+    pub fn attach_classic(
         &mut self,
         program: &'static str,
         category: &str,
@@ -288,7 +290,7 @@ impl Object {
     }
 
     /// Loads the program of an iterator.
-    pub(crate) fn load_iterator(
+    pub fn load_iterator(
         &mut self,
         program: &'static str,
         iterates: &str,
@@ -300,12 +302,12 @@ impl Object {
     }
 
     /// Loads a program that user space runs itself.
-    pub(crate) fn load_callable(&mut self, program: &'static str) -> Result<()> {
+    pub fn load_callable(&mut self, program: &'static str) -> Result<()> {
         self.load(program, Start::Call)
     }
 
     /// Runs a program of [`load_callable`](Self::load_callable) in the calling thread.
-    pub(crate) fn call(&mut self, program: &'static str) -> Result<()> {
+    pub fn call(&mut self, program: &'static str) -> Result<()> {
         let result = self.program(program)?.fd().and_then(bpf::run);
         result.map_err(|error| self.failed("running", program, "BPF_PROG_TEST_RUN", error))
     }
@@ -420,17 +422,17 @@ impl Object {
     }
 
     /// Every entry of a hash map.
-    pub(crate) fn read_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
+    pub fn read_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
         self.batch(map, sys::read_all)
     }
 
     /// Every entry of a hash map, which is empty afterwards.
-    pub(crate) fn take_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
+    pub fn take_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
         self.batch(map, sys::take_all)
     }
 
     /// Deletes entries of a hash map.
-    pub(crate) fn delete<K: Pod>(&self, map: &str, keys: &[K]) -> Result<()> {
+    pub fn delete<K: Pod>(&self, map: &str, keys: &[K]) -> Result<()> {
         self.batch(map, |fd| sys::delete_all(fd, keys))
     }
 
@@ -444,14 +446,14 @@ impl Object {
     }
 
     /// One element of an array map.
-    pub(crate) fn element<T: Pod>(&self, map: &str, index: u32) -> Result<T> {
+    pub fn element<T: Pod>(&self, map: &str, index: u32) -> Result<T> {
         let array = Array::<&MapData, Value<T>>::try_from(self.map(map)?);
         let element = array.and_then(|array| array.get(&index, 0));
         element.map(|value| value.0).map_err(|error| self.unreadable(map, error))
     }
 
     /// Sets one element of an array map.
-    pub(crate) fn set_element<T: Pod>(&mut self, map: &str, index: u32, value: T) -> Result<()> {
+    pub fn set_element<T: Pod>(&mut self, map: &str, index: u32, value: T) -> Result<()> {
         let set = |map: &mut Map| -> Result<(), MapError> {
             Array::<&mut MapData, Value<T>>::try_from(map)?.set(index, Value(value), 0)
         };
@@ -461,7 +463,7 @@ impl Object {
     }
 
     /// One element of a per-CPU array, for every CPU.
-    pub(crate) fn per_cpu<T: Pod>(&self, map: &str, index: u32) -> Result<Vec<T>> {
+    pub fn per_cpu<T: Pod>(&self, map: &str, index: u32) -> Result<Vec<T>> {
         let array = PerCpuArray::<&MapData, Value<T>>::try_from(self.map(map)?);
         let elements = array.and_then(|array| array.get(&index, 0));
         let elements = elements.map_err(|error| self.unreadable(map, error))?;
@@ -469,7 +471,7 @@ impl Object {
     }
 
     /// The losses of the probe, by cause.
-    pub(crate) fn losses(&self, causes: &[&'static str]) -> Result<Vec<(&'static str, u64)>> {
+    pub fn losses(&self, causes: &[&'static str]) -> Result<Vec<(&'static str, u64)>> {
         let count = |(index, &cause): (usize, &&'static str)| {
             Ok((cause, self.per_cpu::<u64>("losses", index as u32)?.iter().sum()))
         };
@@ -481,7 +483,7 @@ impl Object {
         Error::new(ErrorKind::System, text).with_source(error)
     }
 
-    pub(crate) fn health(&self) -> Result<Health> {
+    pub fn health(&self) -> Result<Health> {
         let mut health = Health::default();
         for (name, map) in &self.parts.maps {
             let bytes = sys::fd_info(map_data(map).fd().as_fd(), "memlock");
@@ -491,7 +493,7 @@ impl Object {
         Ok(health)
     }
 
-    pub(crate) fn cost(&self) -> Result<Cost> {
+    pub fn cost(&self) -> Result<Cost> {
         let mut cost = Cost::default();
         for (name, program) in self.loaded() {
             let figure = |field| program.fd().and_then(|fd| sys::fd_info(fd, field));

@@ -9,7 +9,7 @@ use crate::{
 
 /// What a read does with the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Read {
+pub enum Read {
     /// It goes on.
     Snapshot,
     /// It ends, and the next begins.
@@ -17,7 +17,7 @@ pub(crate) enum Read {
 }
 
 /// A probe that reads by a walk over all tasks.
-pub(crate) trait TaskProbe: Probe {
+pub trait TaskProbe: Probe {
     /// The program of its iterator, which hands each task on (`HAND_ON`).
     fn iterator(&self) -> &'static str;
 
@@ -33,10 +33,10 @@ pub(crate) trait TaskProbe: Probe {
 }
 
 /// A walk that has been made.
-pub(crate) struct Walk<'a> {
-    pub(crate) read: Read,
+pub struct Walk<'a> {
+    pub read: Read,
     /// The moment that the figures are of, `CLOCK_MONOTONIC`.
-    pub(crate) end_ns: u64,
+    pub end_ns: u64,
     bytes: &'a [u8],
 }
 
@@ -54,25 +54,25 @@ impl<'a> Walk<'a> {
     }
 
     /// What the iterator of an object wrote.
-    pub(crate) fn records(&self, object: &Object) -> Records<'a> {
+    pub fn records(&self, object: &Object) -> Records<'a> {
         Records::new(self.bytes, object.stream())
     }
 }
 
 /// The window of a probe, and what it keeps between walks.
 #[derive(Debug)]
-pub(crate) struct Windows {
+pub struct Windows {
     start_ns: u64,
 }
 
 impl Windows {
     /// The first begins here.
-    pub(crate) fn begin() -> Self {
+    pub fn begin() -> Self {
         Self { start_ns: sys::monotonic_ns() }
     }
 
     /// The window as a walk found it; the next begins there if the read ends it.
-    pub(crate) fn at(&mut self, walk: &Walk<'_>) -> Window {
+    pub fn at(&mut self, walk: &Walk<'_>) -> Window {
         let window = Window { start_ns: self.start_ns, end_ns: walk.end_ns };
         if walk.read == Read::Reset {
             self.start_ns = walk.end_ns;
@@ -82,7 +82,7 @@ impl Windows {
 }
 
 /// A read of one probe by itself.
-pub(crate) fn read_alone<P: TaskProbe>(probe: &mut P, read: Read) -> Result<P::Snapshot> {
+pub fn read_alone<P: TaskProbe>(probe: &mut P, read: Read) -> Result<P::Snapshot> {
     probe.before_walk(read)?;
     let iterator = probe.iterator();
     // The memory of a walk is some 300 bytes per task: kept from walk to walk.
