@@ -1,9 +1,11 @@
 //! From walks over all tasks and final records to counters of a window, for every
-//! probe. Pure: no system access.
+//! probe. Pure but for `Ledger::read`.
 
 use std::collections::HashSet;
 
-use crate::{ProcessId, ProcessInfo};
+use bytemuck::Pod;
+
+use crate::{ProcessId, ProcessInfo, Result, loader::Object, task::ProcessKey};
 
 /// A process is released an RCU grace period after it disappears: 16 ms at the
 /// median, 150 ms at most where measured. Past this the record is not coming.
@@ -30,14 +32,17 @@ pub trait Totals: Copy + Default {
         self.max(now)
     }
 
+    /// The sum of both.
     fn plus(&self, other: &Self) -> Self {
         self.zip(other, u64::saturating_add)
     }
 
+    /// The difference, never below zero.
     fn minus(&self, other: &Self) -> Self {
         self.zip(other, u64::saturating_sub)
     }
 
+    /// The larger of each counter.
     fn max(&self, other: &Self) -> Self {
         self.zip(other, u64::max)
     }
@@ -46,18 +51,26 @@ pub trait Totals: Copy + Default {
 /// A process as it was just read: alive, or at its end.
 #[derive(Clone, Debug)]
 pub struct Reading<T: Totals> {
+    /// Who it is.
     pub id: ProcessId,
+    /// Its name, its parent and more.
     pub info: ProcessInfo,
+    /// Its counters since its start.
     pub totals: T,
+    /// What it has beside.
     pub gauges: T::Gauges,
 }
 
 /// Counters of one task, and of the threads of its process that were gone when it
 /// was read.
 pub struct TaskTotals<T> {
+    /// The process that it belongs to.
     pub process: ProcessId,
+    /// Whether it stands for it.
     pub is_leader: bool,
+    /// Its own.
     pub own: T,
+    /// Those of the dead threads.
     pub dead: T,
 }
 
@@ -99,14 +112,18 @@ pub fn sum_up<T: Totals>(
 
 /// A process between its exit and its release, as its last thread left it.
 pub struct Ending<T: Totals> {
+    /// When its last thread exited, `CLOCK_MONOTONIC`.
     pub ended_ns: u64,
+    /// What it had used then.
     pub last: Reading<T>,
 }
 
 /// Processes that are only counted together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Folded<T> {
+    /// How many.
     pub processes: u64,
+    /// Their counters together.
     pub totals: T,
 }
 
@@ -122,8 +139,11 @@ impl<T: Totals> std::iter::Sum for Folded<T> {
 /// A process with its counters since its start.
 #[derive(Clone, Debug)]
 pub struct Known<T: Totals> {
+    /// Who it is.
     pub id: ProcessId,
+    /// Its name, its parent and more.
     pub info: ProcessInfo,
+    /// What it has beside counters.
     pub gauges: T::Gauges,
     /// As of the last snapshot: what has been told is never taken back.
     last: T,
@@ -164,6 +184,16 @@ impl<T: Totals> Known<T> {
     }
 }
 
+/// How a probe reads its records of processes that have ended.
+pub struct Decode<'a, T: Totals, E, X, F> {
+    /// A process between its exit and its release; `None` if threads of it are left.
+    pub ending: &'a dyn Fn(&E) -> Option<Ending<T>>,
+    /// The final record of a process.
+    pub ended: &'a dyn Fn(&X) -> Reading<T>,
+    /// What one CPU folded.
+    pub folded: &'a dyn Fn(&F) -> Folded<T>,
+}
+
 /// What is known of every process since the window began.
 #[derive(Debug)]
 pub struct Ledger<T: Totals> {
@@ -177,10 +207,13 @@ pub struct Ledger<T: Totals> {
     /// When the probe first looked, `CLOCK_BOOTTIME`. Who started before and was
     /// not alive then has ended before.
     began_ns: u64,
+    /// Processes of the window that ended without a final record: a loss.
     pub exit_record_missing: u64,
 }
 
 impl<T: Totals> Ledger<T> {
+    /// With at most so many exited processes one by one, beginning now
+    /// (`CLOCK_BOOTTIME`).
     pub fn new(max_exited: usize, began_ns: u64) -> Self {
         Self {
             known: Vec::new(),
@@ -213,8 +246,52 @@ impl<T: Totals> Ledger<T> {
         all
     }
 
+    /// The exited beyond the bound.
     pub fn folded(&self) -> Folded<T> {
         self.folded
+    }
+
+    /// Takes in all that a read showed: who is alive, in ascending order of id, and from
+    /// three maps of the object by the names that all probes use who is not.
+    ///
+    /// * `ending`, a hash of `E` by process: written at the exit of the last thread,
+    ///   deleted at the release;
+    /// * `exited`, a hash of `X` by process: the final records, written at the release;
+    /// * `folded`, one `F` per CPU: the sum of those that `exited` had no room for.
+    ///
+    /// `sees_all` is whether the walk shows every process of the machine: in another PID
+    /// namespace a zombie cannot be told from the gone.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to be read.
+    pub fn read<E: Pod, X: Pod, F: Pod>(
+        &mut self,
+        object: &Object,
+        (live, end_ns): (Vec<Reading<T>>, u64),
+        sees_all: bool,
+        decode: Decode<'_, T, E, X, F>,
+    ) -> Result<()> {
+        // In the order of a process's end, and after the walk: who is gone by now is in
+        // one of these, or will be.
+        let mut ending = object.read_all::<ProcessKey, E>("ending")?;
+        let ended = object.take_all::<ProcessKey, X>("exited")?;
+        let folded = object.per_cpu::<F>("folded", 0)?;
+        let released: HashSet<_> = ended.iter().map(|(key, _)| key.process()).collect();
+        ending.retain(|(key, _)| !released.contains(&key.process()));
+
+        self.live(live, end_ns);
+        self.ended(ended.iter().map(|(_, record)| (decode.ended)(record)));
+        self.kernel_folded(
+            folded.iter().map(decode.folded).sum(),
+            &ending.iter().map(|(key, _)| key.process()).collect(),
+        );
+        if sees_all {
+            let ending = ending.iter().filter_map(|(_, record)| (decode.ending)(record));
+            let taken = self.overdue(ending, end_ns);
+            let taken: Vec<_> = taken.into_iter().map(ProcessKey::from).collect();
+            object.delete("ending", &taken)?;
+        }
+        Ok(())
     }
 
     /// Takes in who is alive, in ascending order of id.

@@ -39,6 +39,8 @@ pub struct Loader {
 }
 
 impl Loader {
+    /// Of a probe, its object: 8-byte aligned, as `include_bytes!` in a `#[repr(align(8))]`
+    /// makes it.
     pub fn new(probe: &'static str, requirements: Requirements, bytes: &'static [u8]) -> Self {
         Self { probe, requirements, bytes, globals: Vec::new(), entries: Vec::new() }
     }
@@ -483,6 +485,10 @@ impl Object {
         Error::new(ErrorKind::System, text).with_source(error)
     }
 
+    /// What its maps and programs take; for [`Probe::health`](crate::Probe::health).
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
     pub fn health(&self) -> Result<Health> {
         let mut health = Health::default();
         for (name, map) in &self.parts.maps {
@@ -493,6 +499,10 @@ impl Object {
         Ok(health)
     }
 
+    /// How often its programs ran; for [`Probe::cost`](crate::Probe::cost).
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
     pub fn cost(&self) -> Result<Cost> {
         let mut cost = Cost::default();
         for (name, program) in self.loaded() {

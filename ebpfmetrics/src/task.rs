@@ -24,6 +24,7 @@ record! {
 }
 
 impl ProcessKey {
+    /// The process.
     pub fn process(&self) -> ProcessId {
         ProcessId { pid: self.tgid, start_time_ns: self.start_ns }
     }
@@ -55,18 +56,22 @@ record! {
 }
 
 impl TaskAbout {
+    /// The process that it belongs to.
     pub fn process(&self) -> ProcessId {
         ProcessId { pid: self.tgid, start_time_ns: self.process_start_ns }
     }
 
+    /// The task itself.
     pub fn thread(&self) -> ThreadId {
         ThreadId { tid: self.tid, start_time_ns: self.thread_start_ns }
     }
 
+    /// Whether it stands for its process.
     pub fn is_leader(&self) -> bool {
         self.tid == self.tgid
     }
 
+    /// Its name.
     pub fn comm(&self) -> Comm {
         Comm::from_bytes(self.comm)
     }
@@ -133,10 +138,15 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
+/// A record of [`Records`] as what it is.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRecord`] if it is of another size.
 pub fn cast<T: bytemuck::AnyBitPattern>(record: &[u8]) -> Result<&T> {
     bytemuck::try_from_bytes(record).map_err(|_| invalid("of unexpected size"))
 }
 
+/// The error for a record that the probe does not understand.
 pub fn invalid(what: &str) -> Error {
     Error::new(ErrorKind::InvalidRecord, format!("the kernel side wrote a record {what}"))
 }

@@ -16,24 +16,36 @@ pub enum Read {
     Reset,
 }
 
-/// A probe that reads by a walk over all tasks.
+/// A probe that reads by a walk over all tasks, alone or joined with others.
+///
+/// [`Probe::snapshot`] and [`Probe::reset`] of such a probe are [`read_alone`].
 pub trait TaskProbe: Probe {
     /// The program of its iterator, which hands each task on (`HAND_ON`).
     fn iterator(&self) -> &'static str;
 
+    /// What the iterator is in.
     fn object(&self) -> &Object;
 
+    /// What the iterator is in.
     fn object_mut(&mut self) -> &mut Object;
 
     /// What has to be done right before the walk.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; the window then goes on.
     fn before_walk(&mut self, read: Read) -> Result<()>;
 
-    /// Takes in what the walk showed.
+    /// Takes in what the walk showed: what is [`records`](Walk::records) of the probe's
+    /// object. Ends the window if [`Walk::read`] says so.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to be read.
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<Self::Snapshot>;
 }
 
 /// A walk that has been made.
 pub struct Walk<'a> {
+    /// Whether it ends the window.
     pub read: Read,
     /// The moment that the figures are of, `CLOCK_MONOTONIC`.
     pub end_ns: u64,
@@ -82,6 +94,9 @@ impl Windows {
 }
 
 /// A read of one probe by itself.
+///
+/// # Errors
+/// Where the kernel refuses to be read.
 pub fn read_alone<P: TaskProbe>(probe: &mut P, read: Read) -> Result<P::Snapshot> {
     probe.before_walk(read)?;
     let iterator = probe.iterator();

@@ -1,0 +1,28 @@
+//! The library's own probes pass what it asks of everybody's.
+
+use std::time::{Duration, Instant};
+
+use ebpfmetrics::{CpuProbe, MemProbe, kit::conformance};
+
+fn spin() {
+    let end = Instant::now() + Duration::from_millis(20);
+    while Instant::now() < end {}
+}
+
+fn touch() {
+    // larger than what the allocator keeps
+    let pages = std::hint::black_box(vec![1_u8; 40 << 20]);
+    drop(pages);
+}
+
+#[test]
+fn cpu() {
+    let load = |kernel: &_| CpuProbe::builder().load_on(kernel);
+    conformance::check(load, spin, |usage| usage.cpu_time.as_nanos() as u64);
+}
+
+#[test]
+fn mem() {
+    let load = |kernel: &_| MemProbe::builder().load_on(kernel);
+    conformance::check(load, touch, |usage| usage.minor_faults);
+}
