@@ -201,6 +201,17 @@ impl Object {
         result.map_err(|error| self.refused(program, error))
     }
 
+    /// Loads a program and attaches it to a tracepoint of the kernel, whose arguments
+    /// it gets as plain numbers.
+    pub(crate) fn attach_raw(&mut self, program: &'static str, tracepoint: &str) -> Result<()> {
+        let attach = |program: &mut RawTracePoint| {
+            program.load()?;
+            program.attach(tracepoint).map(drop)
+        };
+        let result = attach(self.program(program)?);
+        result.map_err(|error| self.refused(program, error))
+    }
+
     /// Loads the program of an iterator.
     pub(crate) fn load_iterator(
         &mut self,
@@ -356,12 +367,23 @@ impl Object {
     }
 
     fn map_bytes(&self, map: &Map) -> io::Result<u64> {
-        let path = format!("/proc/self/fdinfo/{}", map_data(map).fd().as_fd().as_raw_fd());
-        let text = fs::read_to_string(path)?;
-        let memlock = text.lines().find_map(|line| line.strip_prefix("memlock:"));
-        memlock
-            .and_then(|bytes| bytes.trim().parse().ok())
+        fd_info(map_data(map).fd().as_fd(), "memlock:")?
             .ok_or_else(|| io::Error::other("no memlock line in fdinfo"))
+    }
+
+    /// How often the kernel skipped one of its programs because it was under way on
+    /// the same CPU already. Kernels that do not tell (before 5.12) do not skip.
+    pub(crate) fn skipped_runs(&self) -> Result<u64> {
+        let skipped = |(name, program): (&str, &Program)| {
+            let unreadable = |error: Box<dyn StdError + Send + Sync>| {
+                let text = format!("probe {}: no information on {name}", self.loader.probe);
+                Error::new(ErrorKind::System, text).with_source(error)
+            };
+            let fd = program.fd().map_err(|error| unreadable(error.into()))?;
+            let skipped = fd_info(fd.as_fd(), "recursion_misses:");
+            Ok(skipped.map_err(|error| unreadable(error.into()))?.unwrap_or(0))
+        };
+        self.loaded().map(skipped).sum()
     }
 
     pub(crate) fn cost(&self) -> Result<Cost> {
@@ -419,6 +441,13 @@ impl RecordBuffer {
     pub(crate) fn bytes(&self) -> &[u8] {
         &bytemuck::cast_slice(&self.words)[..self.length]
     }
+}
+
+/// A number that the kernel tells of an object of BPF.
+fn fd_info(fd: BorrowedFd<'_>, name: &str) -> io::Result<Option<u64>> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    Ok(value.and_then(|value| value.trim().parse().ok()))
 }
 
 fn map_data(map: &Map) -> &MapData {

@@ -7,6 +7,7 @@ mod child;
 mod machine;
 mod oracle;
 mod privilege;
+mod slab_trace;
 
 pub use child::{Workload, die_with_parent, exit_thread, fork_and_wait, in_pid_namespace};
 pub use machine::{Kernel, emulated, kernel, needs_kernel, poll, support};
@@ -16,3 +17,4 @@ pub use oracle::{
     total_idle,
 };
 pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock};
+pub use slab_trace::{SlabEvent, SlabTrace};

@@ -4,15 +4,18 @@
 //! thread that started it, so that no test can leave one behind.
 
 use std::{
-    io::{self, Write as _},
-    os::unix::process::CommandExt as _,
-    process::Command,
+    io::{self, BufRead as _, Write as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::{net::UnixDatagram, process::CommandExt as _},
+    },
+    process::{Command, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, Error};
 use clap::Parser;
 use ebpfmetrics::{CpuAccounting, CpuProbe, Probe as _};
 use ebpfmetrics_suite::{self as suite, process_cpu_ns};
@@ -40,6 +43,14 @@ enum Work {
     Exec,
     /// Ends its first thread while another goes on to spin.
     LeaderExits,
+    /// Opens and closes, as lines of input say: `pipes N`, `sockets N`, `hold N`
+    /// (pipes) and `drop` (those held); tells when it is done.
+    Slab,
+    /// So many datagrams, on a line of input, to a process of its own that receives
+    /// them; tells the pid of that, and when all have arrived.
+    Send { count: u32 },
+    /// The process that receives, on its standard input.
+    Receive { count: u32 },
     /// Loads a CPU probe, tells, and answers each pid with its CPU time in ns.
     HoldProbe,
     /// Tries to load a CPU probe in a worse place, and tells how it went.
@@ -139,6 +150,36 @@ fn main() -> anyhow::Result<()> {
             });
             suite::exit_thread()
         }
+        Work::Slab => slab(),
+        Work::Send { count } => {
+            let (ours, theirs) = UnixDatagram::pair()?;
+            let mut receiver = Command::new(std::env::current_exe()?)
+                .args(["receive", &count.to_string()])
+                .stdin(OwnedFd::from(theirs))
+                .stdout(Stdio::piped())
+                .spawn()?;
+            let mut told = io::BufReader::new(receiver.stdout.take().context("no output")?).lines();
+            let mut arrived = || told.next().context("the receiver is gone")?.map_err(Error::from);
+            arrived()?;
+            tell(&receiver.id().to_string())?;
+            for _ in io::stdin().lines() {
+                for _ in 0..count {
+                    ours.send(&[7; 100])?;
+                }
+                tell(&arrived()?)?;
+            }
+            Ok(receiver.kill()?)
+        }
+        Work::Receive { count } => {
+            let socket = UnixDatagram::from(io::stdin().as_fd().try_clone_to_owned()?);
+            tell("receiving")?;
+            loop {
+                for _ in 0..count {
+                    socket.recv(&mut [0; 200])?;
+                }
+                tell("arrived")?;
+            }
+        }
         Work::HoldProbe => {
             let mut probe = CpuProbe::builder().accounting(CpuAccounting::SchedSwitch).load()?;
             tell("loaded")?;
@@ -175,6 +216,26 @@ fn spin_for(time: Duration) {
             return;
         }
     }
+}
+
+fn slab() -> anyhow::Result<()> {
+    let mut held = Vec::with_capacity(10_000);
+    tell("ready")?;
+    for line in io::stdin().lines() {
+        let line = line?;
+        let (what, count) = line.split_once(' ').unwrap_or((&line, "1"));
+        for _ in 0..count.parse::<usize>()? {
+            match what {
+                "pipes" => drop(io::pipe()?),
+                "sockets" => drop(UnixDatagram::pair()?),
+                "hold" => held.push(io::pipe()?),
+                "drop" => held.clear(),
+                other => anyhow::bail!("{other}?"),
+            }
+        }
+        tell("done")?;
+    }
+    Ok(())
 }
 
 fn ping_pong() {

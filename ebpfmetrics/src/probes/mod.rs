@@ -19,4 +19,5 @@ macro_rules! probes {
 
 probes! {
     cpu: CpuProbe,
+    slab: SlabProbe,
 }
