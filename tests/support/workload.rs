@@ -43,8 +43,9 @@ enum Work {
     Exec,
     /// Ends its first thread while another goes on to spin.
     LeaderExits,
-    /// Opens and closes, as lines of input say: `pipes N`, `sockets N`, `hold N`
-    /// (pipes) and `drop` (those held); tells when it is done.
+    /// Opens and closes, as lines of input say: `pipes N`, `threads N` (four threads,
+    /// N pipes each), `sockets N`, `hold N` (pipes) and `drop` (those held). Tells
+    /// when it is done, and the threads that it took for it.
     Slab,
     /// So many datagrams, on a line of input, to a process of its own that receives
     /// them; tells the pid of that, and when all have arrived.
@@ -224,18 +225,29 @@ fn slab() -> anyhow::Result<()> {
     for line in io::stdin().lines() {
         let line = line?;
         let (what, count) = line.split_once(' ').unwrap_or((&line, "1"));
-        for _ in 0..count.parse::<usize>()? {
-            match what {
-                "pipes" => drop(io::pipe()?),
-                "sockets" => drop(UnixDatagram::pair()?),
-                "hold" => held.push(io::pipe()?),
-                "drop" => held.clear(),
-                other => anyhow::bail!("{other}?"),
+        let count: usize = count.parse()?;
+        let mut done = "done".to_owned();
+        match what {
+            "pipes" => pipes(count)?,
+            "threads" => {
+                let pipes = move || pipes(count).map(|()| rustix::thread::gettid());
+                for thread in [(); 4].map(|()| thread::spawn(pipes)) {
+                    let tid = thread.join().expect("opening does not panic")?;
+                    done.push_str(&format!(" {}", tid.as_raw_nonzero()));
+                }
             }
+            "sockets" => (0..count).try_for_each(|_| UnixDatagram::pair().map(drop))?,
+            "hold" => (0..count).try_for_each(|_| io::pipe().map(|pipe| held.push(pipe)))?,
+            "drop" => held.clear(),
+            other => anyhow::bail!("{other}?"),
         }
-        tell("done")?;
+        tell(&done)?;
     }
     Ok(())
+}
+
+fn pipes(count: usize) -> io::Result<()> {
+    (0..count).try_for_each(|_| io::pipe().map(drop))
 }
 
 fn ping_pong() {
