@@ -7,10 +7,16 @@
 
 mod support;
 
-use std::{fmt, fs::File, io, os::unix::net::UnixDatagram, process};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, BufRead as _, BufReader},
+    os::unix::net::UnixDatagram,
+    process::{self, Child, Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, ensure};
-use ebpfmetrics::{Kernel, Probe as _, SlabProbe, Statistics};
+use ebpfmetrics::{Kernel, Probe as _, SlabProbe, SlabProbeBuilder, Statistics};
 use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve};
 
 const ROUNDS: usize = 21;
@@ -27,7 +33,19 @@ enum Watcher {
     Nobody,
     Counts,
     AddressMap,
+    /// The same counts by the usual tool, where it is installed.
+    Bpftrace,
 }
+
+/// What `SlabProbe` counts without the address map. Where the tool finds the
+/// tracepoints: mounted for it alone if need be.
+const BPFTRACE: &str = r#"[ -e /sys/kernel/debug/tracing/events ] || mount -t debugfs debugfs /sys/kernel/debug
+exec bpftrace -e '
+BEGIN { printf("ready\n"); }
+tracepoint:kmem:kmalloc, tracepoint:kmem:kmem_cache_alloc {
+    @allocations[pid] = count(); @allocated_bytes[pid] = sum(args->bytes_alloc);
+}
+tracepoint:kmem:kfree, tracepoint:kmem:kmem_cache_free { @frees[pid] = count(); }'"#;
 
 impl fmt::Display for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,6 +53,7 @@ impl fmt::Display for Watcher {
             Self::Nobody => "nobody (two equal runs)",
             Self::Counts => "SlabProbe",
             Self::AddressMap => "SlabProbe, address map",
+            Self::Bpftrace => "bpftrace, counts",
         })
     }
 }
@@ -75,31 +94,40 @@ struct Row {
 
 fn bench() -> Result<()> {
     let kernel = Kernel::read()?;
+    let mut watchers = vec![Watcher::Nobody, Watcher::Counts, Watcher::AddressMap];
+    match Command::new("bpftrace").arg("--version").output() {
+        Ok(_) => watchers.push(Watcher::Bpftrace),
+        Err(error) => println!("without bpftrace: {error}"),
+    }
     println!(
         "one operation: medians (quartiles) of {ROUNDS} rounds\n{:10} {:24} {:>22} {:>22} {:>7} {:>12}",
         "work", "watcher", "CPU ns", "CPU with / without", "events", "ns per event"
     );
     for (work, least) in WORKS {
-        let mut rows = [Watcher::Nobody, Watcher::Counts, Watcher::AddressMap].map(|watcher| Row {
+        let row = |&watcher| Row {
             watcher,
             ns: Vec::new(),
             ratio: Vec::new(),
             events: 0.0,
             program_ns: Vec::new(),
-        });
+        };
+        let mut rows: Vec<_> = watchers.iter().map(row).collect();
         let mut helper = Helper::start(work)?;
         let mut before = operations(&mut helper)?;
         for round in 0..ROUNDS {
             for row in &mut rows {
-                let mut probe = load(row.watcher, &kernel)?;
+                if row.watcher == Watcher::Bpftrace && round % 3 > 0 {
+                    continue; // it takes seconds to start
+                }
+                let mut watching = Watching::start(row.watcher, &kernel)?;
                 let with = operations(&mut helper)?;
-                if let Some(probe) = &mut probe {
+                if let Watching::Probe(probe) = &mut watching {
                     row.events = events(probe, &mut helper, least)?;
                     if round == 0 {
                         row.program_ns = program_ns(probe, &mut helper)?;
                     }
                 }
-                drop(probe);
+                drop(watching);
                 let after = operations(&mut helper)?;
                 row.ns.push(with);
                 row.ratio.push(2.0 * with / (before + after));
@@ -107,7 +135,11 @@ fn bench() -> Result<()> {
             }
         }
         let without = Quartiles::of(rows[0].ns.iter().copied()).median();
-        for row in &rows {
+        let events = rows[1].events;
+        for row in &mut rows {
+            if row.watcher == Watcher::Bpftrace {
+                row.events = events;
+            }
             let ns = Quartiles::of(row.ns.iter().copied());
             let per_event = match row.events {
                 0.0 => "-".to_owned(),
@@ -134,12 +166,47 @@ fn bench() -> Result<()> {
     Ok(())
 }
 
-fn load(watcher: Watcher, kernel: &Kernel) -> Result<Option<SlabProbe>> {
-    Ok(match watcher {
-        Watcher::Nobody => None,
-        Watcher::Counts => Some(SlabProbe::builder().load_on(kernel)?),
-        Watcher::AddressMap => Some(SlabProbe::builder().address_map(ADDRESSES).load_on(kernel)?),
-    })
+/// Who watches, for as long as the value lives.
+enum Watching {
+    Nobody,
+    Probe(Box<SlabProbe>),
+    Tool(Child),
+}
+
+impl Watching {
+    fn start(watcher: Watcher, kernel: &Kernel) -> Result<Self> {
+        let probe = |builder: SlabProbeBuilder| -> Result<Self> {
+            Ok(Self::Probe(Box::new(builder.load_on(kernel)?)))
+        };
+        match watcher {
+            Watcher::Nobody => Ok(Self::Nobody),
+            Watcher::Counts => probe(SlabProbe::builder()),
+            Watcher::AddressMap => probe(SlabProbe::builder().address_map(ADDRESSES)),
+            Watcher::Bpftrace => {
+                let mut tool = Command::new("unshare")
+                    .args(["--mount", "sh", "-c", BPFTRACE])
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::null())
+                    .spawn()?;
+                let output = tool.stdout.take().context("no output")?;
+                let this = Self::Tool(tool);
+                let ready = BufReader::new(output)
+                    .lines()
+                    .any(|line| line.is_ok_and(|line| line == "ready"));
+                ensure!(ready, "bpftrace does not start");
+                Ok(this)
+            }
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        if let Self::Tool(tool) = self {
+            let _ = tool.kill();
+            let _ = tool.wait();
+        }
+    }
 }
 
 /// CPU ns of one operation.

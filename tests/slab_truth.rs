@@ -8,7 +8,8 @@ use std::{
 };
 
 use ebpfmetrics::{
-    AnyProbe, ErrorKind, Probe, SlabProbe, SlabProcess, SlabSnapshot, SlabUsage, Statistics, Window,
+    AnyProbe, CpuAccounting, CpuProbe, ErrorKind, Kernel, Probe, SlabProbe, SlabProcess,
+    SlabSnapshot, SlabUsage, Statistics, Window,
 };
 use ebpfmetrics_suite::{SlabEvent, SlabTrace, Workload, loaded_objects, poll, support};
 
@@ -244,8 +245,8 @@ fn what_one_process_allocates_and_another_frees_is_told_on_both_sides() {
         truth.crossing, truth.freed_bytes, snapshot.losses
     );
     println!("{context}");
-    // at least a header and its data per packet
-    assert!(truth.crossing[&(receiver, sender)] >= 2 * COUNT, "{context}");
+    // a header and its data per packet; some headers are allocated in bulk, unseen
+    assert!(truth.crossing[&(receiver, sender)] >= COUNT * 3 / 2, "{context}");
     let cross = received.cross_process_frees.unwrap();
     assert!(close(cross, of_others(receiver), 5), "{context}");
     assert!(close(sent.freed_by_others.unwrap(), by_others(sender), 5), "{context}");
@@ -477,13 +478,22 @@ fn windows_touch_and_counters_start_again() {
 }
 
 /// The probe's programs in the kernel and their maps, by id: others may come and go.
+///
+/// Not the table of the next iterator: the kernel empties a table of programs in
+/// the background, and if somebody lists all maps meanwhile it loses count of who
+/// holds the table (`prog_array_map_clear()` of a table that is being cleared).
 fn programs_and_maps() -> (BTreeSet<u32>, BTreeSet<u32>) {
     let loaded = aya::programs::loaded_programs().flatten();
     let ours: Vec<_> = loaded
         .filter(|program| program.name_as_str().is_some_and(|name| name.starts_with("slab_")))
         .collect();
-    let maps = ours.iter().flat_map(|program| program.map_ids().unwrap().unwrap_or_default());
-    (ours.iter().map(|program| program.id()).collect(), maps.collect())
+    // one that goes away while it is listed is an error, and gone
+    let maps = ours.iter().filter_map(|program| program.map_ids().ok().flatten()).flatten();
+    let tables = aya::maps::loaded_maps().flatten();
+    let tables = tables.filter(|map| map.name_as_str() == Some("next_iterator"));
+    let tables: BTreeSet<_> = tables.map(|map| map.id()).collect();
+    let maps: BTreeSet<_> = maps.collect();
+    (ours.iter().map(|program| program.id()).collect(), &maps - &tables)
 }
 
 #[test]
@@ -502,6 +512,27 @@ fn nothing_is_left_after_drop() {
     assert!(gone.is_some(), "left behind of {programs:?} and {maps:?}: {:?}", loaded_objects());
 }
 
+/// The other probe's maps allocate inside of its programs, under locks of theirs: the
+/// hooks run there too.
+#[test]
+fn it_counts_inside_of_other_programs_that_allocate() {
+    let kernel = Kernel::read().unwrap();
+    let mut slab = SlabProbe::builder().address_map(50_000).load_on(&kernel).unwrap();
+    let mut cpu = CpuProbe::builder()
+        .accounting(CpuAccounting::SchedSwitch)
+        .switch_table_entries(1)
+        .load_on(&kernel)
+        .unwrap();
+    let mut works = [(); 3].map(|()| Workload::start(WORKLOAD, &["children", "300", "20"]));
+    for work in &mut works {
+        work.line();
+        cpu.snapshot().unwrap();
+        let row = usage(&slab.snapshot().unwrap(), work.pid());
+        // a process takes a task, its credentials, signals, memory map and more
+        assert!(row.allocations > 300 * 5, "{row:?}");
+    }
+}
+
 #[test]
 fn health_cost_and_options() {
     let statistics = Statistics::enable().unwrap();
@@ -512,22 +543,25 @@ fn health_cost_and_options() {
     let cost = Probe::cost(&probe).unwrap();
     drop(statistics);
     let runs = |name: &str| {
-        let program = cost.programs.iter().find(|program| program.program == name).unwrap();
-        assert!((1.0..100_000.0).contains(&program.ns_per_run().unwrap()), "{program:?}");
-        program.run_count
+        let program = cost.programs.iter().find(|program| program.program == name);
+        let ns = program.and_then(|program| program.ns_per_run());
+        assert!(ns.is_none_or(|ns| (1.0..100_000.0).contains(&ns)), "{program:?}");
+        program.map_or(0, |program| program.run_count)
     };
-    assert!(runs("slab_kmalloc") + runs("slab_cache_alloc") > counted.allocations / 2, "{cost:?}");
+    let cache_alloc = ["slab_cache_btf", "slab_cache_alloc"].map(runs).iter().sum::<u64>();
+    assert!(runs("slab_kmalloc") + cache_alloc > counted.allocations / 2, "{cost:?}");
     assert!(runs("slab_kfree") + runs("slab_cache_free") >= counted.frees, "{cost:?}");
     assert!(runs("slab_tasks") > 10, "{cost:?}");
 
     let bytes = |probe: &SlabProbe| Probe::health(probe).unwrap().map_bytes;
     let plain = bytes(&probe);
-    assert!((2 << 20..10 << 20).contains(&plain), "{plain}");
+    assert!((1 << 20..10 << 20).contains(&plain), "{plain}");
     assert!(Probe::health(&probe).unwrap().degraded.is_empty());
     let mapped = bytes(&SlabProbe::builder().address_map(100_000).load().unwrap());
     let entry = (mapped - plain) as f64 / 100_000.0;
     println!("{plain} bytes of maps, {mapped} with 100,000 addresses: {entry} each");
-    assert!((60.0..130.0).contains(&entry), "{entry} bytes each");
+    // Kernels before 6.4 tell of a map only what its keys and values take: 32.
+    assert!((30.0..130.0).contains(&entry), "{entry} bytes each");
 
     for builder in [
         SlabProbe::builder().table_entries(0),

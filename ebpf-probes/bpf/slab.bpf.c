@@ -401,6 +401,16 @@ int slab_cache_alloc(const u64 *args)
 	return on_alloc(args[1], cache_bytes(args));
 }
 
+/*
+ * The same for kernels whose verifier lets it read `ptr` (see above): it reads the
+ * size without a helper.
+ */
+SEC("tp_btf/kmem_cache_alloc")
+int BPF_PROG(slab_cache_btf, unsigned long call_site, const void *ptr, struct kmem_cache *cache)
+{
+	return on_alloc((u64)ptr, cache->size);
+}
+
 /* Before 6.1 (11e9734bcb6a "mm/slab_common: unify NUMA and UMA version of tracepoints"). */
 SEC("raw_tp/kmalloc_node")
 int slab_kmalloc_node(const u64 *args)

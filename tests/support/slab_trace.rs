@@ -44,7 +44,8 @@ impl SlabTrace {
         let instance = root.join(format!("instances/ebpfmetrics-{}", std::process::id()));
         fs::create_dir(&instance).unwrap();
         let this = Self { _mount: mount, instance };
-        this.set("buffer_size_kb", "16384");
+        // per CPU: a million events, some seconds of a machine that compiles
+        this.set("buffer_size_kb", "65536");
         this.set("trace_clock", "mono");
         // addresses as they are, where the tracer can
         if this.instance.join("options/hash-ptr").exists() {
