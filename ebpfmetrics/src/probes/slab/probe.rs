@@ -22,10 +22,10 @@ use crate::{
 /// process.
 ///
 /// This is the kernel's own memory, not that of the process, and it is counted
-/// where it happens: **50 to 80 ns at every allocation and free of the whole
-/// machine**, 170 to 260 ns with the address map. A program that does nothing but
-/// system calls that allocate takes 15 to 17 % more CPU time, with the address
-/// map 49 to 74 %. Load it for a question, not for good.
+/// where it happens: **50 to 120 ns at every allocation and free of the whole
+/// machine**, 170 to 280 ns with the address map. A program that does nothing but
+/// system calls that allocate takes 13 to 26 % more CPU time, with the address
+/// map 49 to 83 %. Load it for a question, not for good.
 ///
 /// * **Where it comes from**: the tracepoints `kmalloc`, `kmem_cache_alloc`,
 ///   `kfree` and `kmem_cache_free`, before 6.1 also `kmalloc_node` and
@@ -105,10 +105,10 @@ impl SlabProbeBuilder {
     ///
     /// It makes each hook two to three times as expensive, and takes 80 bytes of
     /// kernel memory per entry and 16 more per entry rounded up to a power of two:
-    /// 9.6 MiB for 100,000, taken at loading. What is allocated when it is full is counted, as the
-    /// loss `address_map_full` and in [`SlabUsage::untracked_bytes`]. A machine
-    /// can have millions of slab objects, but only those allocated while the probe
-    /// is there take an entry.
+    /// 9.6 MiB for 100,000, taken at loading. What is allocated when it is full is
+    /// counted, as the loss `address_map_full` and in
+    /// [`SlabUsage::untracked_bytes`]. A machine can have millions of slab objects,
+    /// but only those allocated while the probe is there take an entry.
     pub fn address_map(mut self, entries: u32) -> Self {
         self.addresses = Some(entries);
         self
