@@ -7,7 +7,7 @@
  *
  * The hooks run inside of the allocator, so nothing here may allocate: all maps
  * are preallocated. They are raw tracepoints because the typed ones refuse
- * `const void *ptr` before 6.15 (1271a40eeafa "bpf: Allow access to const void
+ * `const void *ptr` before 6.16 (1271a40eeafa "bpf: Allow access to const void
  * pointer arguments in tracing programs"); a run costs the same.
  *
  * An interrupt may come while a hook runs. Before 6.2 its own allocations are

@@ -199,7 +199,7 @@ const NODE_OF_KMALLOC: &str = "kmalloc_node";
 const NODE_OF_CACHE: &str = "kmem_cache_alloc_node";
 
 /// By the program that is cheaper where the kernel takes it: the verifier's rules
-/// for it changed in 6.15, and nothing but the verifier tells.
+/// for it changed in 6.16, and nothing but the verifier tells.
 fn attach_cache_alloc(object: &mut Object, kernel: &Kernel) -> Result<()> {
     const TRACEPOINT: &str = "kmem_cache_alloc";
     if size_told(kernel) == size_told::OF_CACHE {
