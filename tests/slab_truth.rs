@@ -478,10 +478,6 @@ fn windows_touch_and_counters_start_again() {
 }
 
 /// The probe's programs in the kernel and their maps, by id: others may come and go.
-///
-/// Not the table of the next iterator: the kernel empties a table of programs in
-/// the background, and if somebody lists all maps meanwhile it loses count of who
-/// holds the table (`prog_array_map_clear()` of a table that is being cleared).
 fn programs_and_maps() -> (BTreeSet<u32>, BTreeSet<u32>) {
     let loaded = aya::programs::loaded_programs().flatten();
     let ours: Vec<_> = loaded
@@ -489,11 +485,7 @@ fn programs_and_maps() -> (BTreeSet<u32>, BTreeSet<u32>) {
         .collect();
     // one that goes away while it is listed is an error, and gone
     let maps = ours.iter().filter_map(|program| program.map_ids().ok().flatten()).flatten();
-    let tables = aya::maps::loaded_maps().flatten();
-    let tables = tables.filter(|map| map.name_as_str() == Some("next_iterator"));
-    let tables: BTreeSet<_> = tables.map(|map| map.id()).collect();
-    let maps: BTreeSet<_> = maps.collect();
-    (ours.iter().map(|program| program.id()).collect(), &maps - &tables)
+    (ours.iter().map(|program| program.id()).collect(), maps.collect())
 }
 
 #[test]

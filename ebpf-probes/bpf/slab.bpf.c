@@ -536,7 +536,7 @@ int BPF_PROG(slab_exit, struct task_struct *task)
 		ADD(tally->ended_threads, 1);
 	if (task->signal->live.counter != 0)
 		return 0;
-	read_about(&r.about, task);
+	read_about_at_exit(&r.about, task);
 	r.head = RECORD_HEAD(RECORD_PROCESS, r);
 	read_counters(&r.counters, &who);
 	r.ended_ns = bpf_ktime_get_ns();

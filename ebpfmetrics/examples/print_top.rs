@@ -1,14 +1,16 @@
-//! What every process does with the CPUs, as a live table like that of `top`, or
-//! as one line of JSON per interval.
+//! What every process does with CPUs and memory, as a live table like that of `top`,
+//! or as one line of JSON per interval.
 //!
 //! ```text
 //! cargo run --release --example print_top -- --interval 500ms --sort wait
+//! cargo run --release --example print_top -- --sort mem --limit 20
 //! cargo run --release --example print_top -- --json --count 3
 //! ```
 //!
 //! It needs `CAP_BPF` and `CAP_PERFMON`, or root; without, it says what is missing
 //! and `--preflight` says it in full. Percentages are of one CPU unless they say
-//! otherwise: 100 is one CPU busy. Where the output is no terminal, the tables
+//! otherwise: 100 is one CPU busy. Memory is in MiB: what is resident now, and the most
+//! that was in the interval. Where the output is no terminal, the tables
 //! follow one another, without colours.
 //!
 //! The exit code is 0 after the last interval, on Ctrl-C and when the reader of
@@ -26,12 +28,18 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use crossbeam_channel::{bounded, select, tick};
-use ebpfmetrics::{CpuAccounting, CpuProbe, CpuSnapshot, Degraded, Probe, Window};
+use ebpfmetrics::{
+    CpuAccounting, CpuProbe, CpuSnapshot, Degraded, Joined, JoinedSnapshot, Kernel, MemProbe,
+    MemSnapshot, Probe, Window,
+};
 
 use screen::Screen;
 use table::{header, table};
 
-/// What every process does with the CPUs, measured in the kernel.
+/// What the probes read in one interval.
+type Interval = JoinedSnapshot<(CpuSnapshot, MemSnapshot)>;
+
+/// What every process does with CPUs and memory, measured in the kernel.
 #[derive(Parser)]
 #[command(name = "print_top", version)]
 struct Options {
@@ -76,6 +84,7 @@ enum Sort {
     System,
     Wait,
     Switches,
+    Mem,
     Pid,
 }
 
@@ -93,6 +102,7 @@ enum Accounting {
 struct Line<'a> {
     window: Window,
     cpu: &'a CpuSnapshot,
+    mem: &'a MemSnapshot,
 }
 
 fn main() -> ExitCode {
@@ -128,7 +138,11 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Accounting::Ledger => CpuAccounting::Ledger,
         Accounting::SchedSwitch => CpuAccounting::SchedSwitch,
     };
-    let mut probe = CpuProbe::builder().accounting(accounting).threads(options.threads).load()?;
+    let kernel = Kernel::read()?;
+    let cpu = CpuProbe::builder().accounting(accounting).threads(options.threads);
+    let probes = (cpu.load_on(&kernel)?, MemProbe::builder().load_on(&kernel)?);
+    drop(kernel);
+    let mut probe = Joined::new(probes)?;
     let degraded = probe.health()?.degraded;
     let intervals = if options.once { 1 } else { options.count.unwrap_or(u64::MAX) };
     let live = intervals > 1 && !options.json && stdout().is_terminal();
@@ -144,24 +158,27 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 fn show(
-    mut snapshot: CpuSnapshot,
+    mut interval: Interval,
     options: &Options,
     degraded: &[Degraded],
     screen: Option<&mut Screen>,
 ) -> anyhow::Result<()> {
-    let header = header(&snapshot, degraded); // Of the machine, whatever is listed below it.
+    let header = header(&interval, degraded); // Of the machine, whatever is listed below it.
     if !options.pid.is_empty() {
-        snapshot.processes.retain(|process| options.pid.contains(&process.id.pid));
-        snapshot.threads.retain(|thread| options.pid.contains(&thread.process.pid));
+        let (cpu, mem) = &mut interval.parts;
+        cpu.processes.retain(|process| options.pid.contains(&process.id.pid));
+        cpu.threads.retain(|thread| options.pid.contains(&thread.process.pid));
+        mem.processes.retain(|process| options.pid.contains(&process.id.pid));
     }
     if options.json {
-        let line = serde_json::to_string(&Line { window: snapshot.window, cpu: &snapshot })?;
+        let (cpu, mem) = &interval.parts;
+        let line = serde_json::to_string(&Line { window: interval.window, cpu, mem })?;
         writeln!(stdout(), "{line}")?;
         return Ok(());
     }
     let room = screen.as_ref().map_or(usize::MAX, |screen| screen.height());
     let limit = options.limit.unwrap_or(usize::MAX).min(room);
-    let text = header + &table(&snapshot, options, limit);
+    let text = header + &table(&interval, options, limit);
     match screen {
         Some(screen) => screen.draw(&text)?,
         None => write!(stdout(), "{text}")?,

@@ -17,6 +17,14 @@ pub(crate) trait Totals: Copy + Default {
     /// Applies an operation to each counter.
     fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self;
 
+    /// The gauges after those of the last walk, with what is to be kept of them.
+    fn follow(_before: &Self::Gauges, now: Self::Gauges) -> Self::Gauges {
+        now
+    }
+
+    /// A new window begins: what gauges keep of it begins too.
+    fn rebase(_gauges: &mut Self::Gauges) {}
+
     /// The next counters after these: never less.
     fn advance(&self, now: &Self) -> Self {
         self.max(now)
@@ -61,7 +69,7 @@ pub(crate) struct TaskTotals<T> {
 /// any one of them to all tasks could count a thread twice. Each of them with the
 /// tasks read from there on never does, and the largest of these sums is the best.
 pub(crate) fn sum_up<T: Totals>(
-    processes: &mut Vec<Reading<T>>,
+    processes: &mut [Reading<T>],
     tasks: impl Iterator<Item = TaskTotals<T>>,
 ) -> Vec<bool> {
     // The kernel walks in the order of pids, so leaders come sorted; threads may
@@ -150,7 +158,7 @@ impl<T: Totals> Known<T> {
             self.info.comm = comm;
         }
         self.last = self.last.advance(&last.totals);
-        self.gauges = last.gauges;
+        self.gauges = T::follow(&self.gauges, last.gauges);
         self.info.exited = true;
         self
     }
@@ -189,6 +197,7 @@ impl<T: Totals> Ledger<T> {
     pub(crate) fn rebase(&mut self) {
         for process in &mut self.known {
             process.baseline = process.last;
+            T::rebase(&mut process.gauges);
         }
         self.exited.clear();
         self.folded = Folded::default();
@@ -204,11 +213,6 @@ impl<T: Totals> Ledger<T> {
         all
     }
 
-    /// Those not settled yet, to look after their gauges.
-    pub(crate) fn known_mut(&mut self) -> impl Iterator<Item = &mut Known<T>> {
-        self.known.iter_mut()
-    }
-
     pub(crate) fn folded(&self) -> Folded<T> {
         self.folded
     }
@@ -222,14 +226,16 @@ impl<T: Totals> Ledger<T> {
             while let Some(gone) = before.next_if(|known| known.id < process.id) {
                 self.known.push(vanished(gone, now_ns));
             }
-            let last = process.totals;
-            let known = match before.next_if(|known| known.id == process.id) {
-                Some(known) => {
-                    Known { last: known.last, baseline: known.baseline, ..Known::new(process) }
-                }
-                None => Known::new(process),
-            };
-            self.known.push(Known { last: known.last.advance(&last), ..known });
+            let totals = process.totals;
+            let mut known = Known::new(process);
+            let before = before.next_if(|before| before.id == known.id);
+            let gauges = before.as_ref().map(|before| before.gauges.clone()).unwrap_or_default();
+            known.gauges = T::follow(&gauges, known.gauges);
+            if let Some(before) = before {
+                (known.last, known.baseline) = (before.last, before.baseline);
+            }
+            known.last = known.last.advance(&totals);
+            self.known.push(known);
         }
         self.known.extend(before.map(|gone| vanished(gone, now_ns)));
     }

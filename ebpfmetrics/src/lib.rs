@@ -2,8 +2,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr))]
 
+#[cfg(feature = "tokio")]
+mod async_stream;
+mod bpf;
 mod btf;
 mod error;
+mod group;
+mod join;
 mod kernel;
 mod ledger;
 mod loader;
@@ -13,14 +18,22 @@ mod probes;
 mod process;
 mod record;
 mod snapshot;
+mod stream;
 mod sys;
 mod task;
+mod usage;
 mod walk;
 
+#[cfg(feature = "tokio")]
+pub use async_stream::IntervalStream;
 pub use error::{Error, ErrorKind, Result};
+pub use group::{Cgroups, Group, Groups, ProcessTree, group_by};
+pub use join::{Join, Joined, JoinedProcess, JoinedSnapshot};
 pub use kernel::Kernel;
 pub use preflight::{Check, Lockdown, Preflight, Requirements, preflight};
 pub use probe::{AnyProbe, Cost, Degraded, Health, Probe, ProgramCost, Statistics};
 pub use probes::*;
 pub use process::{Comm, ProcessId, ProcessInfo, ThreadId};
 pub use snapshot::{Losses, Provenance, Snapshot, Source, Window};
+pub use stream::{Interval, Intervals};
+pub use usage::{Delta, ProcessRow, ProcessRows, Usage, delta};

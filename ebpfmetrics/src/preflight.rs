@@ -8,9 +8,20 @@ use crate::{Error, ErrorKind, Kernel, Result, kernel::BTF_PATH};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requirements {
     /// Tracepoints, by the kernel's name.
-    pub tracepoints: &'static [&'static str],
+    pub tracepoints: BTreeSet<&'static str>,
     /// BPF iterators, by the kernel's name.
-    pub iterators: &'static [&'static str],
+    pub iterators: BTreeSet<&'static str>,
+}
+
+impl Requirements {
+    /// What any of several probes needs.
+    pub(crate) fn all(parts: impl IntoIterator<Item = Self>) -> Self {
+        parts.into_iter().fold(Self::default(), |mut all, part| {
+            all.tracepoints.extend(part.tracepoints);
+            all.iterators.extend(part.iterators);
+            all
+        })
+    }
 }
 
 /// How much the kernel is locked down, from `/sys/kernel/security/lockdown`.
@@ -133,10 +144,8 @@ impl Facts {
         let missing_hooks = requirements
             .iter()
             .flat_map(|(probe, needs)| {
-                let missing = kernel
-                    .as_ref()
-                    .map(|kernel| kernel.missing(needs.tracepoints, needs.iterators))
-                    .unwrap_or_default();
+                let missing =
+                    kernel.as_ref().map(|kernel| kernel.missing(needs)).unwrap_or_default();
                 missing.into_iter().map(move |hook| (*probe, hook))
             })
             .collect();

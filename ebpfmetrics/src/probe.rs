@@ -1,6 +1,8 @@
 use std::{os::fd::OwnedFd, time::Duration};
 
-use crate::{Error, Requirements, Result, Snapshot};
+#[cfg(feature = "tokio")]
+use crate::IntervalStream;
+use crate::{Error, Intervals, Requirements, Result, Snapshot};
 
 /// A probe: programs in the kernel that count, and the way to their counts.
 ///
@@ -42,6 +44,30 @@ pub trait Probe: Send + 'static {
     /// # Errors
     /// As [`snapshot`](Probe::snapshot); the window then goes on.
     fn reset(&mut self) -> Result<Self::Snapshot>;
+
+    /// The probe's intervals from here on, as a blocking iterator.
+    ///
+    /// # Panics
+    /// If the interval is zero.
+    fn intervals(self, every: Duration) -> Intervals<Self>
+    where
+        Self: Sized,
+    {
+        Intervals::new(self, every)
+    }
+
+    /// The probe's intervals from here on, as a `Stream` (feature `tokio`).
+    ///
+    /// # Panics
+    /// If the interval is zero, and outside of a tokio runtime with time enabled.
+    #[cfg(feature = "tokio")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+    fn stream(self, every: Duration) -> IntervalStream<Self>
+    where
+        Self: Sized,
+    {
+        IntervalStream::new(self, every)
+    }
 
     /// What the probe takes, and what it cannot do on this machine.
     ///
@@ -168,6 +194,18 @@ pub struct Health {
     pub programs: usize,
     /// What this machine does not let the probe do.
     pub degraded: Vec<Degraded>,
+}
+
+impl Health {
+    /// That of several probes together.
+    pub(crate) fn sum(parts: impl IntoIterator<Item = Self>) -> Self {
+        parts.into_iter().fold(Self::default(), |mut sum, part| {
+            sum.map_bytes += part.map_bytes;
+            sum.programs += part.programs;
+            sum.degraded.extend(part.degraded);
+            sum
+        })
+    }
 }
 
 /// One thing that a machine does not let a probe do.

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 /// that of the initial PID namespace (the kernel's `task_struct::tgid`), the
 /// start time is on `CLOCK_BOOTTIME` (`task_struct::start_boottime` of the group
 /// leader); field 22 of `/proc/PID/stat` is the same in units of 10 ms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ProcessId {
     /// The process id in the initial PID namespace.

@@ -33,6 +33,12 @@ impl Window {
         Duration::from_nanos(self.end_ns.saturating_sub(self.start_ns))
     }
 
+    /// A count per second of the window.
+    pub fn per_second(&self, count: u64) -> f64 {
+        let window = self.duration().as_secs_f64();
+        if window > 0.0 { count as f64 / window } else { 0.0 }
+    }
+
     /// A time in percent of the window; of a CPU time that is percent of one CPU.
     pub fn percent(&self, of: Duration) -> f64 {
         let window = self.duration().as_secs_f64();
@@ -51,6 +57,18 @@ impl Losses {
     /// Losses by cause, in the order that they are to be shown in.
     pub fn new(causes: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
         Self(causes.into_iter().collect())
+    }
+
+    /// The losses of several probes; those of one name add up.
+    pub(crate) fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum: Vec<(&'static str, u64)> = Vec::new();
+        for (cause, count) in parts.into_iter().flat_map(Self::iter) {
+            match sum.iter_mut().find(|(known, _)| *known == cause) {
+                Some((_, total)) => *total += count,
+                None => sum.push((cause, count)),
+            }
+        }
+        Self(sum)
     }
 
     /// What came to the kernel side's losses since a window began, and what user
@@ -137,6 +155,15 @@ impl Provenance {
     pub fn new(probe: &'static str, sources: Vec<Source>) -> Self {
         let kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
         Self { probe, kernel_release, sources }
+    }
+
+    /// The sources of several probes under one name.
+    pub(crate) fn of_all<'a>(
+        probe: &'static str,
+        parts: impl IntoIterator<Item = &'a Arc<Self>>,
+    ) -> Self {
+        let sources = parts.into_iter().flat_map(|part| part.sources.iter().cloned());
+        Self::new(probe, sources.collect())
     }
 }
 

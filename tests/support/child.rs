@@ -50,6 +50,14 @@ impl Workload {
         writeln!(self.input, "{line}").unwrap();
     }
 
+    /// Tells a line and returns the answer.
+    pub fn ask(&mut self, line: &str) -> String {
+        self.tell(line);
+        let answer = self.line();
+        assert_ne!(answer, "", "workload ended at {line:?}");
+        answer
+    }
+
     /// Stops all threads and waits until none of them is on a CPU any more.
     pub fn stop(&self) {
         self.signal(libc::SIGSTOP);
@@ -146,17 +154,33 @@ pub fn fork_and_wait(pid: Option<u32>, child: impl FnOnce()) -> io::Result<(u32,
 }
 
 /// Runs something as the first process of a new PID namespace, with a `/proc` of
-/// its own.
+/// its own if wanted.
 #[expect(unsafe_code, reason = "unshare(2)")]
-pub fn in_pid_namespace(child: impl FnOnce()) -> anyhow::Result<()> {
+pub fn in_pid_namespace(own_proc: bool, child: impl FnOnce()) -> anyhow::Result<()> {
     // SAFETY: no memory is involved.
     if unsafe { libc::unshare(libc::CLONE_NEWPID | libc::CLONE_NEWNS) } != 0 {
         return Err(io::Error::last_os_error().into());
     }
     fork_and_wait(None, || {
-        crate::privilege::make_mounts_private().unwrap();
-        crate::privilege::mount("proc", "/proc").unwrap();
+        if own_proc {
+            crate::privilege::make_mounts_private().unwrap();
+            crate::privilege::mount("proc", "/proc").unwrap();
+        }
         child();
     })?;
     Ok(())
+}
+
+/// What its user vouches for to be moved to another thread.
+#[derive(Debug)]
+pub struct Unchecked<T>(pub T);
+
+#[expect(unsafe_code, reason = "raw addresses of mappings, used by one thread at a time")]
+// SAFETY: the users of this move it whole and leave nothing behind.
+unsafe impl<T> Send for Unchecked<T> {}
+
+impl<T> Unchecked<T> {
+    pub fn into_inner(self) -> T {
+        self.0
+    }
 }

@@ -5,12 +5,19 @@
 
 mod child;
 mod machine;
+mod memory;
+mod memory_limit;
 mod oracle;
 mod privilege;
 mod slab_trace;
+mod swap;
 
-pub use child::{Workload, die_with_parent, exit_thread, fork_and_wait, in_pid_namespace};
+pub use child::{
+    Unchecked, Workload, die_with_parent, exit_thread, fork_and_wait, in_pid_namespace,
+};
 pub use machine::{Kernel, emulated, kernel, needs_kernel, poll, support};
+pub use memory::{MemStatus, smaps_rollup, statm_size};
+pub use memory_limit::MemoryLimit;
 pub use oracle::{
     LoadedObjects, ProcStat, Schedstat, hidden_tasks_ns, loaded_objects, monotonic_ns, proc_stat,
     process_cpu_ns, schedstat, schedstat_of_thread, status_field, thread_cpu_ns, thread_ids,
@@ -18,3 +25,4 @@ pub use oracle::{
 };
 pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock};
 pub use slab_trace::{SlabEvent, SlabTrace};
+pub use swap::SwapFile;

@@ -4,20 +4,22 @@
 //! thread that started it, so that no test can leave one behind.
 
 use std::{
-    io::{self, BufRead as _, Write as _},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::{net::UnixDatagram, process::CommandExt as _},
-    },
-    process::{Command, Stdio},
+    io::{self, Write as _},
+    os::unix::process::CommandExt as _,
+    process::Command,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Error};
+#[path = "memory_worker.rs"]
+mod memory_worker;
+#[path = "slab_worker.rs"]
+mod slab_worker;
+
+use anyhow::Context as _;
 use clap::Parser;
-use ebpfmetrics::{CpuAccounting, CpuProbe, Probe as _};
+use ebpfmetrics::{CpuAccounting, CpuProbe, MemProbe, Probe as _};
 use ebpfmetrics_suite::{self as suite, process_cpu_ns};
 
 #[derive(Parser)]
@@ -43,9 +45,9 @@ enum Work {
     Exec,
     /// Ends its first thread while another goes on to spin.
     LeaderExits,
-    /// Opens and closes, as lines of input say: `pipes N`, `threads N` (four threads,
-    /// N pipes each), `sockets N`, `hold N` (pipes) and `drop` (those held). Tells
-    /// when it is done, and the threads that it took for it.
+    /// Does with memory what it is told, line by line; see `memory_worker`.
+    Memory,
+    /// Has the kernel allocate as it is told, line by line; see `slab_worker`.
     Slab,
     /// So many datagrams, on a line of input, to a process of its own that receives
     /// them; tells the pid of that, and when all have arrived.
@@ -75,6 +77,9 @@ enum Place {
     WithoutBtf,
     /// A PID namespace of its own.
     PidNamespace,
+    /// A PID namespace of its own, with `/proc` of the initial one; a memory probe,
+    /// which tells of its parent.
+    PidNamespaceForeignProc,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -151,36 +156,10 @@ fn main() -> anyhow::Result<()> {
             });
             suite::exit_thread()
         }
-        Work::Slab => slab(),
-        Work::Send { count } => {
-            let (ours, theirs) = UnixDatagram::pair()?;
-            let mut receiver = Command::new(std::env::current_exe()?)
-                .args(["receive", &count.to_string()])
-                .stdin(OwnedFd::from(theirs))
-                .stdout(Stdio::piped())
-                .spawn()?;
-            let mut told = io::BufReader::new(receiver.stdout.take().context("no output")?).lines();
-            let mut arrived = || told.next().context("the receiver is gone")?.map_err(Error::from);
-            arrived()?;
-            tell(&receiver.id().to_string())?;
-            for _ in io::stdin().lines() {
-                for _ in 0..count {
-                    ours.send(&[7; 100])?;
-                }
-                tell(&arrived()?)?;
-            }
-            Ok(receiver.kill()?)
-        }
-        Work::Receive { count } => {
-            let socket = UnixDatagram::from(io::stdin().as_fd().try_clone_to_owned()?);
-            tell("receiving")?;
-            loop {
-                for _ in 0..count {
-                    socket.recv(&mut [0; 200])?;
-                }
-                tell("arrived")?;
-            }
-        }
+        Work::Memory => memory_worker::serve(),
+        Work::Slab => slab_worker::serve(),
+        Work::Send { count } => slab_worker::send(count),
+        Work::Receive { count } => slab_worker::receive(count),
         Work::HoldProbe => {
             let mut probe = CpuProbe::builder().accounting(CpuAccounting::SchedSwitch).load()?;
             tell("loaded")?;
@@ -219,37 +198,6 @@ fn spin_for(time: Duration) {
     }
 }
 
-fn slab() -> anyhow::Result<()> {
-    let mut held = Vec::with_capacity(10_000);
-    tell("ready")?;
-    for line in io::stdin().lines() {
-        let line = line?;
-        let (what, count) = line.split_once(' ').unwrap_or((&line, "1"));
-        let count: usize = count.parse()?;
-        let mut done = "done".to_owned();
-        match what {
-            "pipes" => pipes(count)?,
-            "threads" => {
-                let pipes = move || pipes(count).map(|()| rustix::thread::gettid());
-                for thread in [(); 4].map(|()| thread::spawn(pipes)) {
-                    let tid = thread.join().expect("opening does not panic")?;
-                    done.push_str(&format!(" {}", tid.as_raw_nonzero()));
-                }
-            }
-            "sockets" => (0..count).try_for_each(|_| UnixDatagram::pair().map(drop))?,
-            "hold" => (0..count).try_for_each(|_| io::pipe().map(|pipe| held.push(pipe)))?,
-            "drop" => held.clear(),
-            other => anyhow::bail!("{other}?"),
-        }
-        tell(&done)?;
-    }
-    Ok(())
-}
-
-fn pipes(count: usize) -> io::Result<()> {
-    (0..count).try_for_each(|_| io::pipe().map(drop))
-}
-
 fn ping_pong() {
     let (ping, pinged) = mpsc::sync_channel::<()>(0);
     let (pong, ponged) = mpsc::sync_channel::<()>(0);
@@ -270,11 +218,25 @@ fn load(place: Place) -> anyhow::Result<()> {
         }
         Place::WithoutBtf => suite::hide_directory("/sys/kernel/btf")?,
         Place::PidNamespace => {
-            return suite::in_pid_namespace(|| report(CpuProbe::builder().load()));
+            return suite::in_pid_namespace(true, || report(CpuProbe::builder().load()));
+        }
+        Place::PidNamespaceForeignProc => {
+            let parent = std::os::unix::process::parent_id();
+            return suite::in_pid_namespace(false, || report_of(parent));
         }
     }
     report(CpuProbe::builder().load());
     Ok(())
+}
+
+/// `RESIDENT SOURCE METRIC...` of another process by the memory probe.
+fn report_of(pid: u32) {
+    let mut probe = MemProbe::builder().load().expect("the caller is root");
+    let snapshot = probe.snapshot().expect("snapshot of a loaded probe");
+    let row = snapshot.process(pid).expect("/proc shows it");
+    let sources: Vec<_> = snapshot.provenance.sources.iter().map(|it| it.metric).collect();
+    let resident = row.usage.resident_bytes.expect("it has memory");
+    tell(&format!("{resident} {:?} {sources:?}", row.source)).expect("the test reads");
 }
 
 /// `ok ROWS DEGRADED` or `KIND TEXT`

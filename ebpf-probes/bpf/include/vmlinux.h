@@ -130,6 +130,7 @@ struct signal_struct {
 	unsigned long min_flt;
 	unsigned long maj_flt;
 	unsigned long long sum_sched_runtime;
+	struct mm_struct *oom_mm;
 	struct task_io_accounting ioac;
 };
 

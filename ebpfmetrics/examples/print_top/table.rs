@@ -8,29 +8,40 @@ use std::{
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table, Width, presets};
 use crossterm::style::Stylize;
-use ebpfmetrics::{Comm, CpuProcess, CpuSnapshot, CpuUsage, Degraded, ProcessInfo, Window};
+use ebpfmetrics::{Comm, CpuUsage, Degraded, MemUsage, ProcessInfo, Window};
 
-use crate::{Options, Sort};
+use crate::{Interval, Options, Sort};
 
 /// The lines above the table: the machine as a whole, and what is missing.
-pub(crate) fn header(snapshot: &CpuSnapshot, degraded: &[Degraded]) -> String {
-    let (window, cpus) = (snapshot.window, snapshot.online_cpus);
+pub(crate) fn header(interval: &Interval, degraded: &[Degraded]) -> String {
+    let (cpu, mem) = &interval.parts;
+    let (window, cpus) = (interval.window, cpu.online_cpus);
     let machine = window.duration() * cpus as u32;
-    let exited = snapshot.processes.iter().filter(|process| process.info.exited).count();
-    let interrupted = snapshot.cpus.iter().map(|cpu| cpu.interrupted).sum();
+    let exited = cpu.processes.iter().filter(|process| process.info.exited).count();
+    let interrupted = cpu.cpus.iter().map(|cpu| cpu.interrupted).sum();
+    let memory = mem.total();
     let mut header = format!(
         "{:.3} s: {} processes, {} more exited\n\
-         {cpus} CPUs: {:.1} % busy, {} % idle, {} % interrupted or stolen\n",
+         {cpus} CPUs: {:.1} % busy, {} % idle, {} % interrupted or stolen\n\
+         Memory: {} MiB anonymous, {} MiB swapped out, {} minor and {} major faults\n",
         window.duration().as_secs_f64(),
-        snapshot.processes.len() - exited,
-        exited as u64 + snapshot.folded.processes,
-        snapshot.total().percent_of_machine(window, cpus),
-        snapshot.idle().map_or("?".into(), |idle| percent(idle, machine)),
+        cpu.processes.len() - exited,
+        exited as u64 + cpu.folded.processes,
+        cpu.total().percent_of_machine(window, cpus),
+        cpu.idle().map_or("?".into(), |idle| percent(idle, machine)),
         percent(interrupted, machine),
+        mebibytes(memory.resident_anon_bytes),
+        mebibytes(memory.swap_bytes),
+        memory.minor_faults,
+        memory.major_faults,
     );
-    let lost = snapshot.losses.iter().filter(|(_, count)| *count > 0);
+    let killed = mem
+        .oom_killed()
+        .map(|process| format!("Killed for want of memory: {} {}", process.id, process.info.comm));
+    let lost = interval.losses.iter().filter(|(_, count)| *count > 0);
+    let lost = lost.map(|(cause, count)| format!("Lost: {count} {cause}"));
     let missing = degraded.iter().map(|it| format!("Not known: {} ({})", it.feature, it.reason));
-    for warning in lost.map(|(cause, count)| format!("Lost: {count} {cause}")).chain(missing) {
+    for warning in killed.chain(lost).chain(missing) {
         let color = stdout().is_terminal();
         header += &if color { warning.yellow().to_string() } else { warning };
         header.push('\n');
@@ -42,30 +53,54 @@ fn percent(part: Duration, whole: Duration) -> String {
     format!("{:.1}", part.as_secs_f64() / whole.as_secs_f64() * 100.0)
 }
 
-pub(crate) fn table(snapshot: &CpuSnapshot, options: &Options, limit: usize) -> String {
-    let processes = snapshot.processes.iter().map(Row::new);
-    let threads = snapshot.threads.iter().filter_map(|thread| {
-        let process = Row::new(snapshot.process(thread.process.pid)?);
-        let tid = thread.id.tid.to_string();
-        Some(Row { count: tid, comm: thread.comm, usage: &thread.usage, ..process })
+/// Threads of the kernel have none.
+fn mebibytes(bytes: Option<u64>) -> String {
+    bytes.map_or("-".into(), |bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 20)))
+}
+
+const COLUMNS: [(&str, u16); 11] = [
+    // At least so wide, for steady columns.
+    ("PID", 7),
+    ("THR", 6),
+    ("UID", 5),
+    ("%CPU", 5),
+    ("%USR", 5),
+    ("%SYS", 5),
+    ("%WAIT", 5),
+    ("CSW/s", 6),
+    ("RSS", 7),
+    ("PEAK", 7),
+    ("COMM", 15),
+];
+
+pub(crate) fn table(interval: &Interval, options: &Options, limit: usize) -> String {
+    let rows = interval.processes().map(|process| {
+        let (cpu, mem) = process.rows;
+        let usage = (cpu.map(|row| row.usage), mem.map(|row| row.usage));
+        Row::new(process.id.pid, process.info, usage)
     });
-    let mut rows: Vec<Row> = if options.threads {
-        threads.chain(processes.filter(|row| row.exited)).collect()
-    } else {
-        processes.collect()
-    };
+    let mut rows: Vec<Row> = rows.filter(|row| row.exited || !options.threads).collect();
+    if options.threads {
+        let (cpu, mem) = &interval.parts;
+        rows.extend(cpu.threads.iter().filter_map(|thread| {
+            let pid = thread.process.pid;
+            let of_process = mem.process(pid).map(|row| row.usage);
+            let info = &cpu.process(pid)?.info;
+            let row = Row::new(pid, info, (Some(thread.usage), of_process));
+            Some(Row { count: thread.id.tid.to_string(), comm: thread.comm, ..row })
+        }));
+    }
     rows.sort_by_key(|row| (Reverse(row.rank(options.sort)), row.pid));
 
-    let count = if options.threads { "TID" } else { "THR" };
-    let head = ["PID", count, "UID", "%CPU", "%USR", "%SYS", "%WAIT", "VOL/s", "INVOL/s", "COMM"];
-    let widths = [7, 7, 5, 6, 6, 6, 6, 6, 7, 15]; // At least: steady columns, 80 in all.
+    let names =
+        COLUMNS.map(|(name, _)| if options.threads && name == "THR" { "TID" } else { name });
     let mut table = Table::new();
     table.style_text_only();
     table
         .load_preset(presets::NOTHING)
-        .set_header(head.map(|name| Cell::new(name).add_attribute(Attribute::Bold)))
-        .add_rows(rows.iter().take(limit).map(|row| row.cells(snapshot.window)));
-    for (column, (name, width)) in table.column_iter_mut().zip(head.into_iter().zip(widths)) {
+        .set_header(names.map(|name| Cell::new(name).add_attribute(Attribute::Bold)))
+        .add_rows(rows.iter().take(limit).map(|row| row.cells(interval.window)));
+    for (column, (name, width)) in table.column_iter_mut().zip(COLUMNS) {
         let side = if name == "COMM" { CellAlignment::Left } else { CellAlignment::Right };
         column.set_padding((0, 1)).set_cell_alignment(side);
         column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + 1)));
@@ -74,48 +109,57 @@ pub(crate) fn table(snapshot: &CpuSnapshot, options: &Options, limit: usize) -> 
 }
 
 /// A process, or one of its threads.
-struct Row<'a> {
+struct Row {
     pid: u32,
     count: String, // Of threads, or which of them.
     uid: u32,
     comm: Comm,
     exited: bool,
-    usage: &'a CpuUsage,
+    cpu: CpuUsage,
+    mem: MemUsage,
 }
 
-impl<'a> Row<'a> {
-    fn new(process: &'a CpuProcess) -> Self {
-        let CpuProcess { id, info, usage, .. } = process;
+impl Row {
+    fn new(pid: u32, info: &ProcessInfo, (cpu, mem): (Option<CpuUsage>, Option<MemUsage>)) -> Self {
         let &ProcessInfo { threads, uid, comm, exited, .. } = info;
         let count = if exited { "exited".into() } else { threads.to_string() };
-        Self { pid: id.pid, count, uid, comm, exited, usage }
+        let (cpu, mem) = (cpu.unwrap_or_default(), mem.unwrap_or_default());
+        Self { pid, count, uid, comm, exited, cpu, mem }
     }
 
     fn rank(&self, sort: Sort) -> u128 {
-        let usage = self.usage;
+        let cpu = &self.cpu;
         match sort {
-            Sort::Cpu => usage.cpu_time.as_nanos(),
-            Sort::User => usage.user.as_nanos(),
-            Sort::System => usage.system.as_nanos(),
-            Sort::Wait => usage.run_queue_wait.unwrap_or_default().as_nanos(),
-            Sort::Switches => (usage.voluntary_switches + usage.involuntary_switches).into(),
+            Sort::Cpu => cpu.cpu_time.as_nanos(),
+            Sort::User => cpu.user.as_nanos(),
+            Sort::System => cpu.system.as_nanos(),
+            Sort::Wait => cpu.run_queue_wait.unwrap_or_default().as_nanos(),
+            Sort::Switches => self.switches().into(),
+            Sort::Mem => {
+                self.mem.resident_peak_bytes.max(self.mem.resident_bytes).unwrap_or(0).into()
+            }
             Sort::Pid => 0,
         }
     }
 
-    fn cells(&self, window: Window) -> [Cell; 10] {
-        let (usage, length) = (self.usage, window.duration());
+    fn switches(&self) -> u64 {
+        self.cpu.voluntary_switches + self.cpu.involuntary_switches
+    }
+
+    fn cells(&self, window: Window) -> [Cell; COLUMNS.len()] {
+        let (cpu, length) = (&self.cpu, window.duration());
         let per_second = |count: u64| format!("{:.0}", count as f64 / length.as_secs_f64());
         let texts = [
             self.pid.to_string(),
             self.count.clone(),
             self.uid.to_string(),
-            percent(usage.cpu_time, length),
-            percent(usage.user, length),
-            percent(usage.system, length),
-            usage.run_queue_wait.map_or("?".into(), |wait| percent(wait, length)),
-            per_second(usage.voluntary_switches),
-            per_second(usage.involuntary_switches),
+            percent(cpu.cpu_time, length),
+            percent(cpu.user, length),
+            percent(cpu.system, length),
+            cpu.run_queue_wait.map_or("?".into(), |wait| percent(wait, length)),
+            per_second(self.switches()),
+            mebibytes(self.mem.resident_bytes),
+            mebibytes(self.mem.resident_peak_bytes),
             self.comm.to_string().replace(char::is_control, "?"), // It may hold anything.
         ];
         let dim = |cell: Cell| if self.exited { cell.fg(Color::DarkGrey) } else { cell };

@@ -19,5 +19,6 @@ macro_rules! probes {
 
 probes! {
     cpu: CpuProbe,
+    mem: MemProbe,
     slab: SlabProbe,
 }

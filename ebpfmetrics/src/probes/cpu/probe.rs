@@ -357,8 +357,8 @@ impl Probe for CpuProbe {
 
     fn requirements() -> Requirements {
         Requirements {
-            tracepoints: &["sched_process_exit", "sched_process_free", "sched_switch"],
-            iterators: &["task"],
+            tracepoints: ["sched_process_exit", "sched_process_free", "sched_switch"].into(),
+            iterators: ["task"].into(),
         }
     }
 

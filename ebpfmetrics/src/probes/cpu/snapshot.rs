@@ -87,6 +87,8 @@ impl Snapshot for CpuSnapshot {
     }
 }
 
+crate::usage::process_rows!(CpuSnapshot: CpuProcess: CpuUsage);
+
 /// One process.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

@@ -326,15 +326,16 @@ impl Probe for SlabProbe {
 
     fn requirements() -> Requirements {
         Requirements {
-            tracepoints: &[
+            tracepoints: [
                 "kfree",
                 "kmalloc",
                 "kmem_cache_alloc",
                 "kmem_cache_free",
                 "sched_process_exit",
                 "sched_process_free",
-            ],
-            iterators: &["task"],
+            ]
+            .into(),
+            iterators: ["task"].into(),
         }
     }
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::decode::Totals;
 use crate::{
-    Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Window,
+    Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Usage, Window,
     ledger::{Folded, Known},
 };
 
@@ -63,6 +63,8 @@ impl Snapshot for SlabSnapshot {
         &self.provenance
     }
 }
+
+crate::usage::process_rows!(SlabSnapshot: SlabProcess: SlabUsage);
 
 /// One process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,10 +192,13 @@ impl SlabUsage {
         }
     }
 
-    /// The sum of both; what one of them does not know is not known.
+    /// The sum of both; what only one of them has is taken as it is.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
-        let both = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a + b);
+        let both = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        };
         Self {
             allocations: self.allocations + other.allocations,
             allocated_bytes: self.allocated_bytes + other.allocated_bytes,
@@ -205,6 +210,30 @@ impl SlabUsage {
             freed_by_others: both(self.freed_by_others, other.freed_by_others),
             unseen_frees: both(self.unseen_frees, other.unseen_frees),
             untracked_bytes: both(self.untracked_bytes, other.untracked_bytes),
+        }
+    }
+}
+
+impl Usage for SlabUsage {
+    fn plus(&self, other: &Self) -> Self {
+        SlabUsage::plus(self, other)
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        let mapped = |now: Option<u64>, before: Option<u64>| {
+            now.map(|now| now.saturating_sub(before.unwrap_or_default()))
+        };
+        Self {
+            allocations: self.allocations.saturating_sub(earlier.allocations),
+            allocated_bytes: self.allocated_bytes.saturating_sub(earlier.allocated_bytes),
+            frees: self.frees.saturating_sub(earlier.frees),
+            freed_bytes: mapped(self.freed_bytes, earlier.freed_bytes),
+            unknown_frees: mapped(self.unknown_frees, earlier.unknown_frees),
+            cross_process_frees: mapped(self.cross_process_frees, earlier.cross_process_frees),
+            released_bytes: mapped(self.released_bytes, earlier.released_bytes),
+            freed_by_others: mapped(self.freed_by_others, earlier.freed_by_others),
+            unseen_frees: mapped(self.unseen_frees, earlier.unseen_frees),
+            untracked_bytes: mapped(self.untracked_bytes, earlier.untracked_bytes),
         }
     }
 }
