@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ebpfmetrics::{CpuProbe, MemProbe, kit::conformance};
+use ebpfmetrics::{CpuProbe, MemProbe, SlabProbe, kit::conformance};
 
 fn spin() {
     let end = Instant::now() + Duration::from_millis(20);
@@ -25,4 +25,11 @@ fn cpu() {
 fn mem() {
     let load = |kernel: &_| MemProbe::builder().load_on(kernel);
     conformance::check(load, touch, |usage| usage.minor_faults);
+}
+
+#[test]
+fn slab() {
+    let load = |kernel: &_| SlabProbe::builder().load_on(kernel);
+    let pipes = || (0..100).for_each(|_| drop(std::io::pipe().expect("descriptors")));
+    conformance::check(load, pipes, |usage| usage.allocations);
 }

@@ -157,6 +157,8 @@ pub(crate) enum Start {
         /// Its id in the kernel's BTF.
         id: u32,
     },
+    /// A tracepoint, with its arguments as plain numbers.
+    RawTracepoint,
     /// A tracepoint, with arguments as tracefs describes them.
     Tracepoint,
     /// An iterator.
@@ -217,7 +219,7 @@ pub(crate) fn load_program<I>(code: &Code<'_, I>, start: Start) -> Result<OwnedF
         Start::TypedTracepoint { id } => (PROGRAM_TYPE_TRACING, ATTACH_RAW_TRACEPOINT, id),
         Start::Iterator { id } => (PROGRAM_TYPE_TRACING, ATTACH_ITERATOR, id),
         Start::Tracepoint => (PROGRAM_TYPE_TRACEPOINT, 0, 0),
-        Start::Call => (PROGRAM_TYPE_RAW_TRACEPOINT, 0, 0),
+        Start::RawTracepoint | Start::Call => (PROGRAM_TYPE_RAW_TRACEPOINT, 0, 0),
     };
     let mut name = [0; 16];
     for (to, &from) in name[..15].iter_mut().zip(code.name.as_bytes()) {
@@ -267,6 +269,19 @@ pub(crate) fn attach_typed_tracepoint(program: BorrowedFd<'_>) -> io::Result<Own
     // the program knows which
     let mut attr =
         RawTracepointOpen { program_fd: number(&program), ..RawTracepointOpen::default() };
+    open(Command::RawTracepointOpen, &mut attr)
+}
+
+/// Attaches a program of [`Start::RawTracepoint`], until the result is dropped.
+pub(crate) fn attach_raw_tracepoint(
+    program: BorrowedFd<'_>,
+    tracepoint: &CStr,
+) -> io::Result<OwnedFd> {
+    let mut attr = RawTracepointOpen {
+        name: tracepoint.as_ptr() as u64,
+        program_fd: number(&program),
+        ..RawTracepointOpen::default()
+    };
     open(Command::RawTracepointOpen, &mut attr)
 }
 

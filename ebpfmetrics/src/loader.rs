@@ -291,6 +291,18 @@ impl Object {
         })
     }
 
+    /// Loads a program and attaches it to a tracepoint of the kernel, whose arguments
+    /// it gets as plain numbers.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn attach_raw(&mut self, program: &'static str, tracepoint: &str) -> Result<()> {
+        self.load(program, Start::RawTracepoint)?;
+        self.attach_with(program, "BPF_RAW_TRACEPOINT_OPEN", |fd| {
+            bpf::attach_raw_tracepoint(fd, &CString::new(tracepoint)?)
+        })
+    }
+
     /// Loads the program of an iterator.
     pub fn load_iterator(
         &mut self,
@@ -339,7 +351,7 @@ impl Object {
                 (ProgramSection::BtfTracePoint, Start::TypedTracepoint { .. })
                     | (ProgramSection::TracePoint, Start::Tracepoint)
                     | (ProgramSection::Iter { sleepable: false }, Start::Iterator { .. })
-                    | (ProgramSection::RawTracePoint, Start::Call)
+                    | (ProgramSection::RawTracePoint, Start::RawTracepoint | Start::Call)
             )
         });
         let Some(program) = program else {
@@ -499,6 +511,27 @@ impl Object {
         Ok(health)
     }
 
+    /// How often the kernel skipped one of its programs because it was under way on
+    /// the same CPU already.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn skipped_runs(&self) -> Result<u64> {
+        let skipped = |(name, program): (&str, &Program)| {
+            match program.fd().and_then(|fd| sys::fd_info(fd, "recursion_misses")) {
+                // kernels that do not tell (before 5.12) do not skip
+                Err(error) if error.kind() == io::ErrorKind::Other => Ok(0),
+                result => result.map_err(|error| self.untold(name, error)),
+            }
+        };
+        self.loaded().map(skipped).sum()
+    }
+
+    fn untold(&self, program: &str, error: io::Error) -> Error {
+        let text = format!("probe {}: no information on {program}", self.loader.probe);
+        Error::new(ErrorKind::System, text).with_source(error)
+    }
+
     /// How often its programs ran; for [`Probe::cost`](crate::Probe::cost).
     ///
     /// # Errors
@@ -508,10 +541,7 @@ impl Object {
         for (name, program) in self.loaded() {
             let figure = |field| program.fd().and_then(|fd| sys::fd_info(fd, field));
             let told = figure("run_cnt").and_then(|count| Ok((count, figure("run_time_ns")?)));
-            let (run_count, run_time_ns) = told.map_err(|error| {
-                let text = format!("probe {}: no information on {name}", self.loader.probe);
-                Error::new(ErrorKind::System, text).with_source(error)
-            })?;
+            let (run_count, run_time_ns) = told.map_err(|error| self.untold(name, error))?;
             cost.programs.push(ProgramCost {
                 program: name.to_owned(),
                 run_count,

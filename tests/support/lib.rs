@@ -9,6 +9,7 @@ mod memory;
 mod memory_limit;
 mod oracle;
 mod privilege;
+mod slab_trace;
 mod swap;
 
 pub use child::{
@@ -23,4 +24,5 @@ pub use oracle::{
     total_idle,
 };
 pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock};
+pub use slab_trace::{SlabEvent, SlabTrace};
 pub use swap::SwapFile;

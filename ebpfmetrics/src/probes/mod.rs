@@ -20,4 +20,5 @@ macro_rules! probes {
 probes! {
     cpu: CpuProbe,
     mem: MemProbe,
+    slab: SlabProbe,
 }

@@ -270,6 +270,27 @@ impl CpuUsage {
     }
 }
 
+impl crate::Usage for CpuUsage {
+    fn plus(&self, other: &Self) -> Self {
+        CpuUsage::plus(self, other)
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        let time = |now: Duration, before| now.saturating_sub(before);
+        Self {
+            cpu_time: time(self.cpu_time, earlier.cpu_time),
+            user: time(self.user, earlier.user),
+            system: time(self.system, earlier.system),
+            voluntary_switches: self.voluntary_switches.saturating_sub(earlier.voluntary_switches),
+            involuntary_switches: (self.involuntary_switches)
+                .saturating_sub(earlier.involuntary_switches),
+            run_queue_wait: (self.run_queue_wait)
+                .map(|now| time(now, earlier.run_queue_wait.unwrap_or_default())),
+            migrations: self.migrations.saturating_sub(earlier.migrations),
+        }
+    }
+}
+
 #[cfg(feature = "serde")]
 mod serialize {
     use std::time::Duration;
