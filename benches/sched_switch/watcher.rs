@@ -1,18 +1,15 @@
 //! Those who watch the context switches of the machine.
 
-use std::{
-    collections::BTreeMap,
-    fmt, fs,
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::{Btf, Ebpf, EbpfLoader, programs::BtfTracePoint};
+use aya::Ebpf;
 use ebpfmetrics::{CpuAccounting, CpuProbe, Probe as _};
 
-use crate::ping_pong::{PingPong, Run};
+use crate::{
+    ping_pong::{PingPong, Run},
+    support::tools::{CLANG, Program, Tool, empty, is_there, programs_of},
+};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -34,25 +31,18 @@ const BPFTRACE: &str = "tracepoint:sched:sched_switch { \
      if (@start[cpu]) { @ns[args->prev_pid] = sum(nsecs - @start[cpu]); } \
      @start[cpu] = nsecs; }";
 
-const CLANG: &str = "clang-19";
-
 impl Kind {
     pub(crate) fn has_program(self) -> bool {
         !matches!(self, Self::Nobody | Self::Ledger)
     }
 
-    /// The tool, where it finds the tracepoints: mounted for it alone if need be.
-    fn command(self) -> Option<Command> {
-        const MOUNTED: &str = "[ -e /sys/kernel/debug/tracing/events ] || \
-             mount -t debugfs debugfs /sys/kernel/debug; exec \"$@\"";
-        let tool: &[&str] = match self {
-            Self::Bpftrace => &["bpftrace", "-e", BPFTRACE],
-            Self::Cpudist => &["cpudist", "-P", "3600", "1"],
-            _ => return None,
-        };
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", MOUNTED, "sh"]).args(tool);
-        Some(command)
+    /// The tool that it is, if it is one.
+    fn command(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Bpftrace => Some(&["bpftrace", "-e", BPFTRACE]),
+            Self::Cpudist => Some(&["cpudist", "-P", "3600", "1"]),
+            _ => None,
+        }
     }
 }
 
@@ -78,8 +68,7 @@ pub(crate) fn available() -> Vec<Kind> {
         (Kind::Bpftrace, "bpftrace"),
         (Kind::Cpudist, "cpudist"),
     ] {
-        let there = || Command::new(tool).arg("--version").output().is_ok();
-        if tool.is_empty() || there() {
+        if tool.is_empty() || is_there(tool) {
             kinds.push(kind);
         } else {
             println!("SKIPPED {kind}: there is no {tool} here");
@@ -98,14 +87,7 @@ enum Owner {
     Nobody,
     Probe(Box<CpuProbe>),
     Ebpf { _object: Ebpf },
-    Tool(Child),
-}
-
-/// By the kernel's statistics.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Program {
-    pub(crate) runs: u64,
-    pub(crate) time_ns: u64,
+    Tool(Tool),
 }
 
 impl Watcher {
@@ -115,8 +97,13 @@ impl Watcher {
             Kind::Nobody => Owner::Nobody,
             Kind::Ledger => Owner::Probe(Box::new(probe(CpuAccounting::Ledger)?)),
             Kind::SchedSwitch => Owner::Probe(Box::new(probe(CpuAccounting::SchedSwitch)?)),
-            Kind::Empty => Owner::Ebpf { _object: empty()? },
-            Kind::Bpftrace | Kind::Cpudist => Owner::Tool(start_tool(kind)?),
+            Kind::Empty => {
+                Owner::Ebpf { _object: empty("empty.bpf.c", &[("empty_switch", "sched_switch")])? }
+            }
+            Kind::Bpftrace | Kind::Cpudist => {
+                let command = kind.command().context("not a tool")?;
+                Owner::Tool(Tool::start(command).with_context(|| kind.to_string())?)
+            }
         };
         Ok(Self { kind, owner })
     }
@@ -156,62 +143,4 @@ impl Watcher {
             Owner::Tool(tool) => programs_of(tool.id()),
         }
     }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        if let Owner::Tool(tool) = &mut self.owner {
-            let _ = tool.kill();
-            let _ = tool.wait();
-        }
-    }
-}
-
-fn start_tool(kind: Kind) -> Result<Child> {
-    let mut command = kind.command().context("not a tool")?;
-    let mut tool = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let start = Instant::now();
-    while programs_of(tool.id()).unwrap_or_default().is_empty() {
-        let ended = tool.try_wait()?;
-        if ended.is_some() || start.elapsed() > Duration::from_secs(20) {
-            let _ = tool.kill();
-            anyhow::bail!("{kind} does not start: {ended:?}");
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    // loaded; it still has to attach: whether it did shows in its count of runs
-    thread::sleep(Duration::from_millis(500));
-    Ok(tool)
-}
-
-fn programs_of(process: u32) -> Result<BTreeMap<u32, Program>> {
-    let mut programs = BTreeMap::new();
-    for file in fs::read_dir(format!("/proc/{process}/fdinfo"))?.flatten() {
-        let text = fs::read_to_string(file.path()).unwrap_or_default();
-        let value = |name: &str| -> Option<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            line.strip_prefix(':')?.trim().parse().ok()
-        };
-        if let (Some(id), Some(runs), Some(time_ns)) =
-            (value("prog_id"), value("run_cnt"), value("run_time_ns"))
-        {
-            programs.insert(id as u32, Program { runs, time_ns });
-        }
-    }
-    Ok(programs)
-}
-
-fn empty() -> Result<Ebpf> {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/bpf/empty.bpf.c");
-    let output = Command::new(CLANG)
-        .args(["-O2", "-g", "-target", "bpf", "-c", source, "-o", "-"])
-        .output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let btf = Btf::from_sys_fs()?;
-    let mut object = EbpfLoader::new().btf(Some(&btf)).load(&output.stdout)?;
-    let program: &mut BtfTracePoint =
-        object.program_mut("empty_switch").context("no program")?.try_into()?;
-    program.load("sched_switch", &btf)?;
-    program.attach()?;
-    Ok(object)
 }

@@ -1,6 +1,8 @@
 //! What the benches share: helper processes, clocks, statistics.
 #![allow(dead_code, reason = "each bench uses its part")]
 
+pub(crate) mod tools;
+
 use std::{
     env,
     fmt::Display,

@@ -365,6 +365,20 @@ impl<T: Totals> Ledger<T> {
         self.forget(&settled);
     }
 
+    /// Settles processes that are gone and of which no record is to come, for probes
+    /// whose kernel side only keeps records of some.
+    pub(crate) fn ended_without_record(&mut self, awaited: &HashSet<ProcessId>) {
+        let mut settled = Vec::new();
+        for index in 0..self.known.len() {
+            let known = &self.known[index];
+            if known.vanished_ns.is_some() && !awaited.contains(&known.id) {
+                self.settle(exited(known.clone()));
+                settled.push(index);
+            }
+        }
+        self.forget(&settled);
+    }
+
     /// Settles processes whose final record never came, with the best that is
     /// known. Returns those to be taken out of the kernel's map.
     pub fn overdue(
@@ -639,5 +653,15 @@ mod tests {
         ledger.overdue([], 2 + RELEASE_TIMEOUT_NS);
         assert_eq!(rows(&ledger), [(5, 50, 7, true)]);
         assert_eq!(ledger.exit_record_missing, 1);
+    }
+
+    #[test]
+    fn a_process_without_a_record_to_come_ends_at_once() {
+        let mut ledger = Ledger::new(9, 0);
+        ledger.live(vec![reading(5, 50, 7), reading(6, 60, 8)], 0);
+        ledger.live(vec![], 1);
+        ledger.ended_without_record(&HashSet::from([ProcessId { pid: 6, start_time_ns: 60 }]));
+        assert_eq!(rows(&ledger), [(5, 50, 7, true), (6, 60, 8, false)]);
+        assert_eq!(ledger.exit_record_missing, 0);
     }
 }

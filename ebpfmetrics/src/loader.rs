@@ -12,7 +12,7 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, Map, MapData, MapError, PerCpuArray, ProgramArray},
+    maps::{Array, Map, MapData, MapError, PerCpuArray, ProgramArray, Stack},
     sys::SyscallError,
 };
 use aya_obj::{EbpfSectionKind, Function, ProgramSection};
@@ -272,9 +272,30 @@ impl Object {
         tracepoint: &str,
         kernel: &Kernel,
     ) -> Result<()> {
+        self.load_hook(program, tracepoint, kernel)?;
+        self.attach_hook(program)
+    }
+
+    /// Loads a program for a tracepoint, to be attached when it is needed.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn load_hook(
+        &mut self,
+        program: &'static str,
+        tracepoint: &str,
+        kernel: &Kernel,
+    ) -> Result<()> {
         let hook = kernel.btf().tracepoint(tracepoint);
         let start = self.hook(program, tracepoint, hook)?;
-        self.load(program, Start::TypedTracepoint { id: start.id })?;
+        self.load(program, Start::TypedTracepoint { id: start.id })
+    }
+
+    /// Attaches a program of [`load_hook`](Self::load_hook).
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn attach_hook(&mut self, program: &'static str) -> Result<()> {
         self.attach_with(program, "BPF_RAW_TRACEPOINT_OPEN", bpf::attach_typed_tracepoint)
     }
 
@@ -476,6 +497,27 @@ impl Object {
         result.map_err(|error| self.unreadable(map, error))
     }
 
+    /// Elements of an array map from `first` on, at most `count`.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn elements<T: Pod>(&self, map: &str, first: u32, count: usize) -> Result<Vec<T>> {
+        self.batch(map, |fd| sys::read_elements(fd, first, count))
+    }
+
+    /// Puts a value on top of a stack map.
+    ///
+    /// # Errors
+    /// Where it is full.
+    pub fn push<T: Pod>(&mut self, map: &str, value: T) -> Result<()> {
+        let push = |map: &mut Map| -> Result<(), MapError> {
+            Stack::<&mut MapData, Value<T>>::try_from(map)?.push(Value(value), 0)
+        };
+        self.map(map)?;
+        let result = self.parts.maps.get_mut(map).map_or(Ok(()), push);
+        result.map_err(|error| self.unreadable(map, error))
+    }
+
     /// One element of a per-CPU array, for every CPU.
     pub fn per_cpu<T: Pod>(&self, map: &str, index: u32) -> Result<Vec<T>> {
         let array = PerCpuArray::<&MapData, Value<T>>::try_from(self.map(map)?);
@@ -599,7 +641,8 @@ fn map_data(map: &Map) -> &MapData {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
-        | Map::ProgramArray(data) => data,
+        | Map::ProgramArray(data)
+        | Map::Stack(data) => data,
         _ => unreachable!("the objects of this crate have no map of another type"),
     }
 }

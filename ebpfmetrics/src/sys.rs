@@ -97,6 +97,34 @@ fn batches<K: Pod, V: Pod>(map: BorrowedFd<'_>, command: BatchCommand) -> io::Re
     }
 }
 
+/// Elements of an array map from `first` on, at most `count`; fewer at its end.
+pub(crate) fn read_elements<V: Pod>(
+    map: BorrowedFd<'_>,
+    first: u32,
+    count: usize,
+) -> io::Result<Vec<V>> {
+    let (mut keys, mut values) = (vec![0_u32; count], vec![V::zeroed(); count]);
+    // an array map goes on behind the key that it is given
+    let before = first.wrapping_sub(1);
+    let mut next = 0_u32;
+    let mut attr = BatchAttr {
+        in_batch: if first == 0 { 0 } else { std::ptr::from_ref(&before) as u64 },
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: count as u32,
+        map_fd: map.as_raw_fd() as u32,
+        ..BatchAttr::default()
+    };
+    match bpf(BatchCommand::Lookup, &mut attr).map_err(|e| (e.raw_os_error(), e)) {
+        Ok(()) | Err((Some(libc::ENOENT), _)) => {
+            values.truncate(attr.count as usize);
+            Ok(values)
+        }
+        Err((_, error)) => Err(error),
+    }
+}
+
 /// Deletes entries; those already gone are no error.
 pub(crate) fn delete_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
     while !keys.is_empty() {

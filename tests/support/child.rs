@@ -46,6 +46,17 @@ impl Workload {
         line.trim_end().to_owned()
     }
 
+    /// Lets work on disks begin, and waits until it is done.
+    pub fn go(&mut self) {
+        self.tell("go");
+        assert_eq!(self.line(), "done");
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self) {
+        self.child.wait().unwrap();
+    }
+
     pub fn tell(&mut self, line: &str) {
         writeln!(self.input, "{line}").unwrap();
     }

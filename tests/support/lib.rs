@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod child;
+mod disk;
 mod machine;
 mod memory;
 mod memory_limit;
@@ -14,6 +15,10 @@ mod swap;
 
 pub use child::{
     Unchecked, Workload, die_with_parent, exit_thread, fork_and_wait, in_pid_namespace,
+};
+pub use disk::{
+    Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Swap, Zram, device_id, device_name,
+    device_of, directory_on_disk, discard, diskstats, load_module, settle, skip, sync,
 };
 pub use machine::{Kernel, emulated, kernel, needs_kernel, poll, support};
 pub use memory::{MemStatus, smaps_rollup, statm_size};

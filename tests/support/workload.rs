@@ -3,6 +3,8 @@
 //! Each writes a line to standard output once it is under way and dies with the
 //! thread that started it, so that no test can leave one behind.
 
+mod disk_work;
+
 use std::{
     io::{self, Write as _},
     os::unix::process::CommandExt as _,
@@ -56,6 +58,11 @@ enum Work {
     Receive { count: u32 },
     /// Loads a CPU probe, tells, and answers each pid with its CPU time in ns.
     HoldProbe,
+    /// Work on disks.
+    Disk {
+        #[command(subcommand)]
+        work: disk_work::DiskWork,
+    },
     /// Tries to load a CPU probe in a worse place, and tells how it went.
     Load {
         #[arg(value_enum)]
@@ -170,6 +177,7 @@ fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Work::Disk { work } => disk_work::work(work),
         Work::Load { place } => load(place),
     }
 }

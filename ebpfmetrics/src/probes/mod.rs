@@ -19,6 +19,7 @@ macro_rules! probes {
 
 probes! {
     cpu: CpuProbe,
+    disk: DiskProbe,
     mem: MemProbe,
     slab: SlabProbe,
 }

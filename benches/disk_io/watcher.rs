@@ -1,0 +1,149 @@
+//! Those who watch the block I/O of the machine.
+
+use std::{collections::BTreeMap, fmt};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::Ebpf;
+use ebpfmetrics::{DiskProbe, Probe as _};
+
+use crate::{
+    Run,
+    support::tools::{CLANG, Program, Tool, empty, is_there, programs_of},
+};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nobody: how far two equal runs lie apart.
+    Nobody,
+    /// Programs that do nothing, at the tracepoints of the probe.
+    Empty,
+    /// The probe.
+    Probe,
+    /// Operations, bytes and latency per process with bpftrace.
+    Bpftrace,
+    /// The nearest of the bcc tools: a histogram of latencies per disk.
+    Biolatency,
+}
+
+const BPFTRACE: &str = "tracepoint:block:block_io_start { \
+     @start[args->dev, args->sector] = nsecs; @process[args->dev, args->sector] = pid; } \
+     tracepoint:block:block_rq_complete { \
+     $start = @start[args->dev, args->sector]; \
+     if ($start) { \
+     $process = @process[args->dev, args->sector]; \
+     @operations[$process, args->dev, args->rwbs] = count(); \
+     @bytes[$process, args->dev, args->rwbs] = sum(args->nr_sector * 512); \
+     @latency[$process, args->dev, args->rwbs] = hist(nsecs - $start); \
+     delete(@start[args->dev, args->sector]); \
+     delete(@process[args->dev, args->sector]); } }";
+
+impl Kind {
+    fn command(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Bpftrace => Some(&["bpftrace", "-e", BPFTRACE]),
+            Self::Biolatency => Some(&["biolatency", "-D", "3600", "1"]),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nobody => "nobody (two equal runs)",
+            Self::Empty => "three empty tp_btf programs",
+            Self::Probe => "DiskProbe",
+            Self::Bpftrace => "bpftrace, per process",
+            Self::Biolatency => "libbpf-tools biolatency -D",
+        })
+    }
+}
+
+/// All watchers that can be had here; says which cannot.
+pub(crate) fn available() -> Vec<Kind> {
+    let mut kinds = vec![Kind::Nobody, Kind::Probe];
+    for (kind, tool) in
+        [(Kind::Empty, CLANG), (Kind::Bpftrace, "bpftrace"), (Kind::Biolatency, "biolatency")]
+    {
+        if is_there(tool) {
+            kinds.push(kind);
+        } else {
+            println!("SKIPPED {kind}: there is no {tool} here");
+        }
+    }
+    kinds
+}
+
+/// Watches until it is dropped.
+pub(crate) struct Watcher {
+    kind: Kind,
+    owner: Owner,
+}
+
+enum Owner {
+    Nobody,
+    Probe(Box<DiskProbe>),
+    Ebpf { _object: Ebpf },
+    Tool(Tool),
+}
+
+impl Watcher {
+    pub(crate) fn start(kind: Kind) -> Result<Self> {
+        let owner = match kind {
+            Kind::Nobody => Owner::Nobody,
+            Kind::Probe => Owner::Probe(Box::new(DiskProbe::builder().load()?)),
+            Kind::Empty => Owner::Ebpf {
+                _object: empty(
+                    "empty_block.bpf.c",
+                    &[
+                        ("empty_start", "block_io_start"),
+                        ("empty_issue", "block_rq_issue"),
+                        ("empty_complete", "block_rq_complete"),
+                    ],
+                )?,
+            },
+            Kind::Bpftrace | Kind::Biolatency => {
+                let command = kind.command().context("not a tool")?;
+                Owner::Tool(Tool::start(command).with_context(|| kind.to_string())?)
+            }
+        };
+        Ok(Self { kind, owner })
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Lets fio read, and if the watcher is our probe has it say how much: if that is
+    /// not what fio says then its cost means nothing.
+    pub(crate) fn during(
+        &mut self,
+        device: &str,
+        fio: impl FnOnce() -> Result<Run>,
+    ) -> Result<Run> {
+        let Owner::Probe(probe) = &mut self.owner else { return fio() };
+        probe.reset()?;
+        let run = fio()?;
+        let snapshot = probe.snapshot()?;
+        let counted = snapshot.device(device).map_or(0, |device| device.usage.reads);
+        let by_fio = snapshot.processes.iter().filter(|row| row.info.comm == "fio");
+        let charged: u64 = by_fio.map(|row| row.usage.total.reads).sum();
+        let share = |reads: u64| reads as f64 / run.reads as f64;
+        ensure!(
+            share(counted) > 0.99 && share(charged) > 0.99,
+            "counted {counted}, charged {charged} to fio, which says {}; {:?}",
+            run.reads,
+            snapshot.losses
+        );
+        Ok(run)
+    }
+
+    /// The programs that it holds, by id.
+    pub(crate) fn programs(&self) -> Result<BTreeMap<u32, Program>> {
+        match &self.owner {
+            Owner::Nobody => Ok(BTreeMap::new()),
+            Owner::Probe(_) | Owner::Ebpf { .. } => programs_of(std::process::id()),
+            Owner::Tool(tool) => programs_of(tool.id()),
+        }
+    }
+}

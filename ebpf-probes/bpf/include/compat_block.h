@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* compat.h for block I/O and the page cache: one accessor per difference. */
+#ifndef EBPFMETRICS_COMPAT_BLOCK_H
+#define EBPFMETRICS_COMPAT_BLOCK_H
+
+#include "common.h"
+#include "vmlinux_block.h"
+
+/*
+ * Who runs now. bpf_get_current_task_btf(), whose result can be read directly,
+ * came in 5.11 (3ca1032ab7ab "bpf: Implement get_current_task_btf").
+ */
+struct current_process {
+	struct process_key key;
+	u32 flags;
+};
+
+static __always_inline void read_current(struct current_process *process)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
+		struct task_struct *task = (void *)bpf_get_current_task_btf();
+
+		process->key.start_ns = task->group_leader->start_boottime;
+		process->key.tgid = task->tgid;
+		process->flags = task->flags;
+	} else {
+		struct task_struct *task = (void *)bpf_get_current_task();
+
+		process->key.start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+		process->key.tgid = BPF_CORE_READ(task, tgid);
+		process->flags = BPF_CORE_READ(task, flags);
+	}
+}
+
+/* CONFIG_TASK_IO_ACCOUNTING */
+static __always_inline bool has_io_accounting(void)
+{
+	return bpf_core_field_exists(((struct task_io_accounting *)0)->write_bytes);
+}
+
+static __always_inline u32 disk_device(struct gendisk *disk)
+{
+	return disk ? (u32)disk->major << 20 | disk->first_minor : 0;
+}
+
+/*
+ * The disk of a request, as dev_t. It moved from the request to its queue in 5.17
+ * (f3fa33acca9f "block: remove the ->rq_disk field in struct request").
+ */
+static __always_inline u32 request_disk(struct request *request)
+{
+	struct request___disk *old = (void *)request;
+
+	if (bpf_core_field_exists(old->rq_disk))
+		return disk_device(old->rq_disk);
+	return disk_device(request->q->disk);
+}
+
+/*
+ * The disk or partition that a bio is for. It was a disk and a partition number,
+ * the latter lost on the way to the driver, before 5.12 (309dca309fc3 "block:
+ * store a block_device pointer in struct bio").
+ */
+static __always_inline bool bio_names_partition(void)
+{
+	return bpf_core_field_exists(((struct bio *)0)->bi_bdev);
+}
+
+static __always_inline u32 bio_device(struct bio *bio)
+{
+	struct bio___disk *old = (void *)bio;
+
+	if (bio_names_partition())
+		return bio->bi_bdev->bd_dev;
+	return disk_device(old->bi_disk);
+}
+
+static __always_inline struct gendisk *bio_disk(struct bio *bio)
+{
+	struct bio___disk *old = (void *)bio;
+
+	if (bio_names_partition())
+		return bio->bi_bdev->bd_disk;
+	return old->bi_disk;
+}
+
+/*
+ * The disk or partition of a request. Where bios do not say (see above) the
+ * request does, from its accounting on.
+ */
+static __always_inline u32 request_device(struct request *request)
+{
+	struct bio *bio = request->bio;
+
+	if (bio_names_partition()) {
+		if (bio)
+			return bio->bi_bdev->bd_dev;
+	} else {
+		struct hd_struct *partition = ((struct request___disk *)request)->part;
+
+		if (partition)
+			return partition->__dev.devt;
+	}
+	return request_disk(request);
+}
+
+/* A bit of a request's flags; several moved more than once. */
+#define REQUEST_FLAG(command, bit) ((command) >> bpf_core_enum_value(enum req_flag_bits, bit) & 1)
+
+/* A bit of a page's flags; most moved in 6.12. */
+#define PAGE_FLAG(flags, bit) ((flags) >> bpf_core_enum_value(enum pageflags, bit) & 1)
+
+/*
+ * Those flags, of a page or folio by its address. They became a struct of their own
+ * in 6.18 (53fbef56e07d "mm: introduce memdesc_flags_t").
+ */
+static __always_inline u64 page_flags(u64 page)
+{
+	struct page___memdesc_flags *now = (void *)page;
+	struct page___flags *before = (void *)page;
+	unsigned long flags = 0;
+
+	if (bpf_core_field_exists(now->flags.f))
+		bpf_core_read(&flags, sizeof(flags), &now->flags.f);
+	else
+		bpf_core_read(&flags, sizeof(flags), &before->flags);
+	return flags;
+}
+
+/*
+ * How many pages a folio has. The field got its present name in 6.14 and the one
+ * before in 5.18; it is set in folios of more than one page.
+ */
+static __always_inline u32 folio_pages(struct folio *folio)
+{
+	struct folio___pages *now = (void *)folio;
+	struct folio___folio_pages *before = (void *)folio;
+	u32 pages = 0;
+
+	if (!PAGE_FLAG(page_flags((u64)folio), PG_head))
+		return 1;
+	if (bpf_core_field_exists(now->_nr_pages))
+		bpf_core_read(&pages, sizeof(pages), &now->_nr_pages);
+	else if (bpf_core_field_exists(before->_folio_nr_pages))
+		bpf_core_read(&pages, sizeof(pages), &before->_folio_nr_pages);
+	return pages ?: 1;
+}
+
+/*
+ * The first page of the folio or compound page that a page belongs to: the field
+ * holds its address plus one, or from 7.1 on, where the size of struct page is a
+ * power of two, a mask to apply to the page's own address.
+ */
+static __always_inline u64 head_of_page(u64 page)
+{
+	u64 head = 0;
+
+	if (bpf_core_field_exists(((struct page___info *)0)->compound_info))
+		bpf_core_read(&head, sizeof(head), &((struct page___info *)page)->compound_info);
+	else
+		bpf_core_read(&head, sizeof(head), &((struct page___head *)page)->compound_head);
+	if (!(head & 1))
+		return page;
+	/* no page lies in the topmost 4 GiB of addresses: there it is a mask */
+	return ~head >> 32 ? head - 1 : page & head;
+}
+
+#endif

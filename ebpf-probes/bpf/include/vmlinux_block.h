@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* The kernel types of block I/O and of the page cache; see vmlinux.h. */
+#ifndef EBPFMETRICS_VMLINUX_BLOCK_H
+#define EBPFMETRICS_VMLINUX_BLOCK_H
+
+#include "vmlinux.h"
+
+/* include/linux/sched.h */
+#define PF_LOCAL_THROTTLE 0x00100000 /* writes back for others: loop, nfsd */
+
+/* include/uapi/linux/stat.h */
+#define S_IFMT 0170000
+#define S_IFREG 0100000
+
+/* include/linux/blk_types.h: the same from 5.10 on */
+#define REQ_OP_MASK 0xff
+#define REQ_OP_WRITE 1
+#define REQ_OP_FLUSH 2
+#define REQ_OP_DISCARD 3
+#define REQ_OP_PASSTHROUGH 32 /* this and above: commands of drivers, not I/O */
+
+/* enumerators that only exist on some kernels, and ones that move */
+enum bpf_func_id {
+	BPF_FUNC_get_current_task_btf = 158,
+};
+
+enum req_flag_bits {
+	__REQ_META = 12,
+	__REQ_PREFLUSH = 18,
+	__REQ_SWAP = 24,
+};
+
+enum pageflags {
+	PG_writeback = 1,
+	PG_head = 6,
+};
+
+#define BPF_MAP_TYPE_STACK 23
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct super_block;
+
+struct inode {
+	u16 i_mode;
+	unsigned long i_ino;
+	u32 i_generation;
+};
+
+struct address_space {
+	struct inode *host;
+};
+
+struct folio; /* 5.16: a page that stands for as many as it has */
+
+/* its pages, by name: 7b230db3b8d3 "mm: folio_nr_pages", 6.14 */
+struct folio___pages {
+	unsigned int _nr_pages;
+};
+
+struct folio___folio_pages {
+	unsigned int _folio_nr_pages;
+};
+
+struct page {
+	struct address_space *mapping;
+};
+
+struct page___flags {
+	unsigned long flags;
+};
+
+/* 6.18 */
+typedef struct {
+	unsigned long f;
+} memdesc_flags_t;
+
+struct page___memdesc_flags {
+	memdesc_flags_t flags;
+};
+
+struct page___head {
+	unsigned long compound_head;
+};
+
+/* 7.1 */
+struct page___info {
+	unsigned long compound_info;
+};
+
+struct bio_vec {
+	struct page *bv_page;
+};
+
+struct bvec_iter {
+	unsigned int bi_size;
+	unsigned int bi_idx;
+};
+
+struct block_device_operations {
+	void *submit_bio;
+};
+
+struct gendisk {
+	int major;
+	int first_minor;
+	const struct block_device_operations *fops;
+};
+
+struct block_device {
+	u32 bd_dev;
+	struct gendisk *bd_disk;
+};
+
+struct bio {
+	struct bio *bi_next;
+	struct block_device *bi_bdev;
+	unsigned int bi_opf;
+	u8 bi_status;
+	struct bvec_iter bi_iter;
+	struct bio_vec *bi_io_vec;
+};
+
+/* before 5.12 */
+struct bio___disk {
+	struct gendisk *bi_disk;
+};
+
+struct request_queue {
+	struct gendisk *disk;
+};
+
+struct request {
+	struct request_queue *q;
+	unsigned int cmd_flags;
+	unsigned int __data_len;
+	struct bio *bio;
+	u64 start_time_ns;
+};
+
+struct device {
+	u32 devt;
+};
+
+/* a partition, before 5.11 */
+struct hd_struct {
+	struct device __dev;
+};
+
+/* before 5.11 */
+struct request___disk {
+	struct gendisk *rq_disk;
+	struct hd_struct *part;
+};
+
+#pragma clang attribute pop
+
+#endif
