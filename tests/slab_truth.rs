@@ -8,8 +8,8 @@ use std::{
 };
 
 use ebpfmetrics::{
-    AnyProbe, CpuAccounting, CpuProbe, ErrorKind, Kernel, Probe, SlabProbe, SlabProcess,
-    SlabSnapshot, SlabUsage, Statistics, Window,
+    AnyProbe, CpuAccounting, CpuProbe, ErrorKind, Joined, Kernel, Probe, SlabProbe, SlabProcess,
+    SlabSnapshot, SlabUsage, Statistics, Window, delta, group_by,
 };
 use ebpfmetrics_suite::{SlabEvent, SlabTrace, Workload, loaded_objects, poll, support};
 
@@ -523,6 +523,31 @@ fn it_counts_inside_of_other_programs_that_allocate() {
         // a process takes a task, its credentials, signals, memory map and more
         assert!(row.allocations > 300 * 5, "{row:?}");
     }
+}
+
+#[test]
+fn it_shares_a_walk_with_another_probe() {
+    let kernel = Kernel::read().unwrap();
+    let cpu = CpuProbe::builder().load_on(&kernel).unwrap();
+    let slab = SlabProbe::builder().load_on(&kernel).unwrap();
+    let mut joined = Joined::new((cpu, slab)).unwrap();
+    let mut work = Workload::start(WORKLOAD, &["slab"]);
+    asleep(work.pid());
+    let earlier = joined.reset().unwrap();
+    have_done(&mut work, "pipes 100");
+    let later = joined.snapshot().unwrap();
+    assert_eq!(later.window.start_ns, earlier.window.end_ns);
+    let (cpu, slab) = &later.parts;
+    assert!(cpu.process(work.pid()).unwrap().usage.cpu_time > Duration::ZERO);
+    let alone = usage(slab, work.pid());
+    assert!(alone.allocations >= 300, "{alone:?}");
+    let (_, mut slab) = joined.into_inner();
+    have_done(&mut work, "pipes 100");
+    let now = slab.snapshot().unwrap();
+    let came = delta(&later.parts.1, &now);
+    let row = came.processes.iter().find(|row| row.id.pid == work.pid()).unwrap();
+    assert_eq!(row.usage.allocations, usage(&now, work.pid()).allocations - alone.allocations);
+    assert_eq!(group_by(&now, |row| Some(row.info.uid)).total().plus(&now.idle), now.total());
 }
 
 #[test]
