@@ -9,20 +9,22 @@ mod support;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use ebpfmetrics::{CpuAccounting, CpuProbe, Kernel, Probe as _};
+use ebpfmetrics::{CpuAccounting, CpuProbe, Kernel, MemProbe, Probe as _};
 use procfs::process::Process;
 use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve};
 
 const SAMPLES: usize = 21;
 
 /// What a sample tells, with its target if it has one.
-const FIGURES: [(&str, &str); 10] = [
+const FIGURES: [(&str, &str); 12] = [
     ("load and attach, wall", "ms, target 100"),
     ("load and attach, CPU", "ms"),
     ("  of it reading the kernel's BTF", "ms"),
     ("  of it relocating, verifying, attaching", "ms"),
     ("  of it giving memory back", "ms"),
     ("a second probe on the same Kernel, CPU", "ms"),
+    ("three probes on one Kernel, CPU", "ms, target 100"),
+    ("one of each kind on one Kernel, CPU", "ms, target 100"),
     ("resident memory before", "MiB"),
     ("resident memory with the probe", "MiB, target 12"),
     ("  highest while loading", "MiB"),
@@ -73,10 +75,22 @@ fn load(accounting: CpuAccounting) -> Result<()> {
         let wall_ms = start.elapsed().as_secs_f64() * 1e3;
         let (resident_mib, highest_mib) = memory_mib()?;
 
-        let kernel = Kernel::read()?;
         let before = process_cpu_ns();
+        let kernel = Kernel::read()?;
+        let first = builder.clone().load_on(&kernel)?;
+        let between = process_cpu_ns();
         let second = builder.clone().load_on(&kernel)?;
-        let second_ms = (process_cpu_ns() - before) as f64 / 1e6;
+        let second_ms = (process_cpu_ns() - between) as f64 / 1e6;
+        let third = builder.clone().load_on(&kernel)?;
+        drop(kernel);
+        let three_ms = (process_cpu_ns() - before) as f64 / 1e6;
+
+        let before = process_cpu_ns();
+        let kernel = Kernel::read()?;
+        let cpu = builder.clone().load_on(&kernel)?;
+        let mem = MemProbe::builder().load_on(&kernel)?;
+        drop(kernel);
+        let each_ms = (process_cpu_ns() - before) as f64 / 1e6;
 
         let snapshot = probe.snapshot()?;
         ensure!(
@@ -84,7 +98,7 @@ fn load(accounting: CpuAccounting) -> Result<()> {
             "the probe does not count: its time means nothing"
         );
         let map_mib = probe.health()?.map_bytes as f64 / f64::from(1 << 20);
-        drop(second);
+        drop((first, second, third, cpu, mem));
         let part = |from: usize, to: usize| (moments[to] - moments[from]) as f64 / 1e6;
         let figures: [f64; FIGURES.len()] = [
             wall_ms,
@@ -93,6 +107,8 @@ fn load(accounting: CpuAccounting) -> Result<()> {
             part(1, 2),
             part(2, 3),
             second_ms,
+            three_ms,
+            each_ms,
             before_mib,
             resident_mib,
             highest_mib,

@@ -44,7 +44,7 @@ fn slack_of_status() -> u64 {
 fn differences(usage: &MemUsage, status: &MemStatus, pid: u32) -> Vec<String> {
     let mut differences = Vec::new();
     let mut compare = |what: &str, ours: Option<u64>, kernel: u64, slack: u64| {
-        if !ours.is_some_and(|ours| ours.abs_diff(kernel) <= slack) {
+        if ours.is_none_or(|ours| ours.abs_diff(kernel) > slack) {
             differences.push(format!("{what}: {ours:?}, kernel {kernel}"));
         }
     };

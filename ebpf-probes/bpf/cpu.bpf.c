@@ -378,12 +378,13 @@ static __always_inline void read_charges(struct cpu_task_record *r, struct task_
 }
 
 /* False for a thread whose leader is gone already: it is being released. */
-static __always_inline bool read_task(struct cpu_task_record *r, struct task_struct *task)
+static __always_inline bool read_task(struct cpu_task_record *r, struct task_struct *task,
+				      bool exiting)
 {
 	struct signal_struct *signal = task->signal;
 	struct cpu_ending_record *dead;
 
-	if (!read_about(&r->about, task))
+	if (exiting ? !read_about_at_exit(&r->about, task) : !read_about(&r->about, task))
 		return false;
 	r->head = RECORD_HEAD(RECORD_TASK, *r);
 	r->sum_exec_ns = task->se.sum_exec_runtime;
@@ -492,7 +493,7 @@ int cpu_tasks(struct bpf_iter__task *ctx)
 
 	if (!task)
 		return 0;
-	if (!read_task(&r, task))
+	if (!read_task(&r, task, false))
 		HAND_ON(ctx);
 	if (has_run_queue())
 		read_running(&r, task);
@@ -543,7 +544,7 @@ int BPF_PROG(cpu_exit, struct task_struct *task)
 	__sync_fetch_and_add(&dead->migrations, task->se.nr_migrations);
 	__sync_fetch_and_add(&dead->threads, 1);
 	if (task->signal->live.counter == 0) {
-		read_task(&dead->last, task);
+		read_task(&dead->last, task, true);
 		dead->last.ended_ns = bpf_ktime_get_ns();
 		dead->last_is_set = 1;
 	}

@@ -1029,7 +1029,7 @@ int BPF_PROG(disk_exit, struct task_struct *task)
 	process = bpf_map_lookup_elem(&processes, &key);
 	if (!process)
 		return 0;
-	read_about(&process->about, task);
+	read_about_at_exit(&process->about, task);
 	process->ended_ns = bpf_ktime_get_ns();
 	process->flags |= DISK_PROCESS_EXITED;
 	return 0;

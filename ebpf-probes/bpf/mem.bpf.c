@@ -733,7 +733,7 @@ int BPF_PROG(mem_exit, struct task_struct *task)
 	r = bpf_map_lookup_elem(&ending, &key);
 	t = bpf_map_lookup_elem(&tracked, &tgid);
 	if (r) {
-		read_about(&r->about, task);
+		read_about_at_exit(&r->about, task);
 		read_faults(&r->faults, task);
 		if (t && t->process_start_ns == key.start_ns)
 			r->tracked = *t;

@@ -1,5 +1,5 @@
-//! What every process does with CPUs and memory, as a live table like that of `top`,
-//! or as one line of JSON per interval.
+//! What every process does with CPUs, memory and disks, as a live table like that of
+//! `top`, or as one line of JSON per interval.
 //!
 //! ```text
 //! cargo run --release --example print_top -- --interval 500ms --sort wait
@@ -10,7 +10,7 @@
 //! It needs `CAP_BPF` and `CAP_PERFMON`, or root; without, it says what is missing
 //! and `--preflight` says it in full. Percentages are of one CPU unless they say
 //! otherwise: 100 is one CPU busy. Memory is in MiB: what is resident now, and the most
-//! that was in the interval. Where the output is no terminal, the tables
+//! that was in the interval; disks in MiB per second. Where the output is no terminal, the tables
 //! follow one another, without colours.
 //!
 //! The exit code is 0 after the last interval, on Ctrl-C and when the reader of
@@ -29,17 +29,17 @@ use std::{
 use clap::{Parser, ValueEnum};
 use crossbeam_channel::{bounded, select, tick};
 use ebpfmetrics::{
-    CpuAccounting, CpuProbe, CpuSnapshot, Degraded, Joined, JoinedSnapshot, Kernel, MemProbe,
-    MemSnapshot, Probe, Window,
+    CpuAccounting, CpuProbe, CpuSnapshot, Degraded, DiskProbe, DiskSnapshot, Joined,
+    JoinedSnapshot, Kernel, MemProbe, MemSnapshot, Probe, ProcessId, ProcessTree, Window,
 };
 
 use screen::Screen;
 use table::{header, table};
 
 /// What the probes read in one interval.
-type Interval = JoinedSnapshot<(CpuSnapshot, MemSnapshot)>;
+type Interval = JoinedSnapshot<(CpuSnapshot, MemSnapshot, DiskSnapshot)>;
 
-/// What every process does with CPUs and memory, measured in the kernel.
+/// What every process does with CPUs, memory and disks, measured in the kernel.
 #[derive(Parser)]
 #[command(name = "print_top", version)]
 struct Options {
@@ -61,6 +61,9 @@ struct Options {
     /// Shows this process only; may be given several times.
     #[arg(long, value_name = "PID")]
     pid: Vec<u32>,
+    /// Shows this process and all that it starts, those that have exited too.
+    #[arg(long, value_name = "PID", conflicts_with = "pid")]
+    tree: Option<u32>,
     /// Shows threads, and processes that have exited.
     #[arg(long)]
     threads: bool,
@@ -85,6 +88,7 @@ enum Sort {
     Wait,
     Switches,
     Mem,
+    Disk,
     Pid,
 }
 
@@ -103,6 +107,7 @@ struct Line<'a> {
     window: Window,
     cpu: &'a CpuSnapshot,
     mem: &'a MemSnapshot,
+    disk: &'a DiskSnapshot,
 }
 
 fn main() -> ExitCode {
@@ -140,17 +145,24 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
     };
     let kernel = Kernel::read()?;
     let cpu = CpuProbe::builder().accounting(accounting).threads(options.threads);
-    let probes = (cpu.load_on(&kernel)?, MemProbe::builder().load_on(&kernel)?);
+    let probes = (
+        cpu.load_on(&kernel)?,
+        MemProbe::builder().load_on(&kernel)?,
+        DiskProbe::builder().load_on(&kernel)?,
+    );
     drop(kernel);
     let mut probe = Joined::new(probes)?;
     let degraded = probe.health()?.degraded;
     let intervals = if options.once { 1 } else { options.count.unwrap_or(u64::MAX) };
     let live = intervals > 1 && !options.json && stdout().is_terminal();
     let mut screen = live.then(Screen::enter).transpose()?;
+    let mut tree = options.tree.map(ProcessTree::of);
     let ticks = tick(options.interval.into());
     for _ in 0..intervals {
         select! {
-            recv(ticks) -> _ => show(probe.reset()?, options, &degraded, screen.as_mut())?,
+            recv(ticks) -> _ => {
+                show(probe.reset()?, options, tree.as_mut(), &degraded, screen.as_mut())?;
+            }
             recv(stopped) -> _ => break,
         }
     }
@@ -160,20 +172,26 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
 fn show(
     mut interval: Interval,
     options: &Options,
+    mut tree: Option<&mut ProcessTree>,
     degraded: &[Degraded],
     screen: Option<&mut Screen>,
 ) -> anyhow::Result<()> {
     let header = header(&interval, degraded); // Of the machine, whatever is listed below it.
-    if !options.pid.is_empty() {
-        let (cpu, mem) = &mut interval.parts;
-        cpu.processes.retain(|process| options.pid.contains(&process.id.pid));
-        cpu.threads.retain(|thread| options.pid.contains(&thread.process.pid));
-        mem.processes.retain(|process| options.pid.contains(&process.id.pid));
+    if let Some(tree) = &mut tree {
+        tree.group(&interval.parts.0);
     }
+    let shown = |id: ProcessId| match &tree {
+        Some(tree) => tree.contains(id),
+        None => options.pid.is_empty() || options.pid.contains(&id.pid),
+    };
+    let (cpu, mem, disk) = &mut interval.parts;
+    cpu.processes.retain(|process| shown(process.id));
+    cpu.threads.retain(|thread| shown(thread.process));
+    mem.processes.retain(|process| shown(process.id));
+    disk.processes.retain(|process| shown(process.id));
     if options.json {
-        let (cpu, mem) = &interval.parts;
-        let line = serde_json::to_string(&Line { window: interval.window, cpu, mem })?;
-        writeln!(stdout(), "{line}")?;
+        let line = Line { window: interval.window, cpu, mem, disk };
+        writeln!(stdout(), "{}", serde_json::to_string(&line)?)?;
         return Ok(());
     }
     let room = screen.as_ref().map_or(usize::MAX, |screen| screen.height());

@@ -81,7 +81,8 @@ impl<S: Send + 'static> Snapshot for JoinedSnapshot<S> {
     }
 }
 
-/// Tuples of probes that can be joined.
+/// Tuples of probes that can be joined: those that walk over all tasks
+/// ([`TaskProbe`]).
 pub trait Join: Sized {
     /// [`Joined::new`]
     ///
@@ -158,7 +159,6 @@ macro_rules! joined {
             }
         }
 
-        #[allow(private_bounds, reason = "made public with the building blocks of probes")]
         impl<$($probe: TaskProbe),*> Joined<($($probe,)*)> {
             fn read(&mut self, read: Read) -> Result<JoinedSnapshot<($($probe::Snapshot,)*)>> {
                 $(self.probes.$index.before_walk(read)?;)*

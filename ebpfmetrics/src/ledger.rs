@@ -1,16 +1,18 @@
 //! From walks over all tasks and final records to counters of a window, for every
-//! probe. Pure: no system access.
+//! probe. Pure but for `Ledger::read`.
 
 use std::collections::HashSet;
 
-use crate::{ProcessId, ProcessInfo};
+use bytemuck::Pod;
+
+use crate::{ProcessId, ProcessInfo, Result, loader::Object, task::ProcessKey};
 
 /// A process is released an RCU grace period after it disappears: 16 ms at the
 /// median, 150 ms at most where measured. Past this the record is not coming.
-pub(crate) const RELEASE_TIMEOUT_NS: u64 = 2_000_000_000;
+pub const RELEASE_TIMEOUT_NS: u64 = 2_000_000_000;
 
 /// Counters of a task or process since its start.
-pub(crate) trait Totals: Copy + Default {
+pub trait Totals: Copy + Default {
     /// What a process has beside counters.
     type Gauges: Clone + Default + std::fmt::Debug;
 
@@ -30,14 +32,17 @@ pub(crate) trait Totals: Copy + Default {
         self.max(now)
     }
 
+    /// The sum of both.
     fn plus(&self, other: &Self) -> Self {
         self.zip(other, u64::saturating_add)
     }
 
+    /// The difference, never below zero.
     fn minus(&self, other: &Self) -> Self {
         self.zip(other, u64::saturating_sub)
     }
 
+    /// The larger of each counter.
     fn max(&self, other: &Self) -> Self {
         self.zip(other, u64::max)
     }
@@ -45,20 +50,28 @@ pub(crate) trait Totals: Copy + Default {
 
 /// A process as it was just read: alive, or at its end.
 #[derive(Clone, Debug)]
-pub(crate) struct Reading<T: Totals> {
-    pub(crate) id: ProcessId,
-    pub(crate) info: ProcessInfo,
-    pub(crate) totals: T,
-    pub(crate) gauges: T::Gauges,
+pub struct Reading<T: Totals> {
+    /// Who it is.
+    pub id: ProcessId,
+    /// Its name, its parent and more.
+    pub info: ProcessInfo,
+    /// Its counters since its start.
+    pub totals: T,
+    /// What it has beside.
+    pub gauges: T::Gauges,
 }
 
 /// Counters of one task, and of the threads of its process that were gone when it
 /// was read.
-pub(crate) struct TaskTotals<T> {
-    pub(crate) process: ProcessId,
-    pub(crate) is_leader: bool,
-    pub(crate) own: T,
-    pub(crate) dead: T,
+pub struct TaskTotals<T> {
+    /// The process that it belongs to.
+    pub process: ProcessId,
+    /// Whether it stands for it.
+    pub is_leader: bool,
+    /// Its own.
+    pub own: T,
+    /// Those of the dead threads.
+    pub dead: T,
 }
 
 /// Sums up tasks to the processes that their leaders stand for; tells which tasks
@@ -68,7 +81,7 @@ pub(crate) struct TaskTotals<T> {
 /// the dead totals of the tasks read later but not of those read before: adding
 /// any one of them to all tasks could count a thread twice. Each of them with the
 /// tasks read from there on never does, and the largest of these sums is the best.
-pub(crate) fn sum_up<T: Totals>(
+pub fn sum_up<T: Totals>(
     processes: &mut [Reading<T>],
     tasks: impl Iterator<Item = TaskTotals<T>>,
 ) -> Vec<bool> {
@@ -98,16 +111,20 @@ pub(crate) fn sum_up<T: Totals>(
 }
 
 /// A process between its exit and its release, as its last thread left it.
-pub(crate) struct Ending<T: Totals> {
-    pub(crate) ended_ns: u64,
-    pub(crate) last: Reading<T>,
+pub struct Ending<T: Totals> {
+    /// When its last thread exited, `CLOCK_MONOTONIC`.
+    pub ended_ns: u64,
+    /// What it had used then.
+    pub last: Reading<T>,
 }
 
 /// Processes that are only counted together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Folded<T> {
-    pub(crate) processes: u64,
-    pub(crate) totals: T,
+pub struct Folded<T> {
+    /// How many.
+    pub processes: u64,
+    /// Their counters together.
+    pub totals: T,
 }
 
 impl<T: Totals> std::iter::Sum for Folded<T> {
@@ -121,10 +138,13 @@ impl<T: Totals> std::iter::Sum for Folded<T> {
 
 /// A process with its counters since its start.
 #[derive(Clone, Debug)]
-pub(crate) struct Known<T: Totals> {
-    pub(crate) id: ProcessId,
-    pub(crate) info: ProcessInfo,
-    pub(crate) gauges: T::Gauges,
+pub struct Known<T: Totals> {
+    /// Who it is.
+    pub id: ProcessId,
+    /// Its name, its parent and more.
+    pub info: ProcessInfo,
+    /// What it has beside counters.
+    pub gauges: T::Gauges,
     /// As of the last snapshot: what has been told is never taken back.
     last: T,
     baseline: T,
@@ -144,7 +164,7 @@ impl<T: Totals> Known<T> {
     }
 
     /// Counters since the window began.
-    pub(crate) fn counters(&self) -> T {
+    pub fn counters(&self) -> T {
         self.last.minus(&self.baseline)
     }
 
@@ -164,9 +184,19 @@ impl<T: Totals> Known<T> {
     }
 }
 
+/// How a probe reads its records of processes that have ended.
+pub struct Decode<'a, T: Totals, E, X, F> {
+    /// A process between its exit and its release; `None` if threads of it are left.
+    pub ending: &'a dyn Fn(&E) -> Option<Ending<T>>,
+    /// The final record of a process.
+    pub ended: &'a dyn Fn(&X) -> Reading<T>,
+    /// What one CPU folded.
+    pub folded: &'a dyn Fn(&F) -> Folded<T>,
+}
+
 /// What is known of every process since the window began.
 #[derive(Debug)]
-pub(crate) struct Ledger<T: Totals> {
+pub struct Ledger<T: Totals> {
     /// In ascending order of id: alive, or gone and not settled yet.
     known: Vec<Known<T>>,
     /// Ended and settled in this window.
@@ -177,11 +207,14 @@ pub(crate) struct Ledger<T: Totals> {
     /// When the probe first looked, `CLOCK_BOOTTIME`. Who started before and was
     /// not alive then has ended before.
     began_ns: u64,
-    pub(crate) exit_record_missing: u64,
+    /// Processes of the window that ended without a final record: a loss.
+    pub exit_record_missing: u64,
 }
 
 impl<T: Totals> Ledger<T> {
-    pub(crate) fn new(max_exited: usize, began_ns: u64) -> Self {
+    /// With at most so many exited processes one by one, beginning now
+    /// (`CLOCK_BOOTTIME`).
+    pub fn new(max_exited: usize, began_ns: u64) -> Self {
         Self {
             known: Vec::new(),
             exited: Vec::new(),
@@ -194,7 +227,7 @@ impl<T: Totals> Ledger<T> {
     }
 
     /// Starts a new window with what is known now.
-    pub(crate) fn rebase(&mut self) {
+    pub fn rebase(&mut self) {
         for process in &mut self.known {
             process.baseline = process.last;
             T::rebase(&mut process.gauges);
@@ -205,7 +238,7 @@ impl<T: Totals> Ledger<T> {
     }
 
     /// Processes of the window in ascending order of id.
-    pub(crate) fn processes(&self) -> Vec<&Known<T>> {
+    pub fn processes(&self) -> Vec<&Known<T>> {
         let mut all: Vec<_> = self.known.iter().chain(&self.exited).collect();
         if !self.exited.is_empty() {
             all.sort_by_key(|process| process.id);
@@ -213,12 +246,56 @@ impl<T: Totals> Ledger<T> {
         all
     }
 
-    pub(crate) fn folded(&self) -> Folded<T> {
+    /// The exited beyond the bound.
+    pub fn folded(&self) -> Folded<T> {
         self.folded
     }
 
+    /// Takes in all that a read showed: who is alive, in ascending order of id, and from
+    /// three maps of the object by the names that all probes use who is not.
+    ///
+    /// * `ending`, a hash of `E` by process: written at the exit of the last thread,
+    ///   deleted at the release;
+    /// * `exited`, a hash of `X` by process: the final records, written at the release;
+    /// * `folded`, one `F` per CPU: the sum of those that `exited` had no room for.
+    ///
+    /// `sees_all` is whether the walk shows every process of the machine: in another PID
+    /// namespace a zombie cannot be told from the gone.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to be read.
+    pub fn read<E: Pod, X: Pod, F: Pod>(
+        &mut self,
+        object: &Object,
+        (live, end_ns): (Vec<Reading<T>>, u64),
+        sees_all: bool,
+        decode: Decode<'_, T, E, X, F>,
+    ) -> Result<()> {
+        // In the order of a process's end, and after the walk: who is gone by now is in
+        // one of these, or will be.
+        let mut ending = object.read_all::<ProcessKey, E>("ending")?;
+        let ended = object.take_all::<ProcessKey, X>("exited")?;
+        let folded = object.per_cpu::<F>("folded", 0)?;
+        let released: HashSet<_> = ended.iter().map(|(key, _)| key.process()).collect();
+        ending.retain(|(key, _)| !released.contains(&key.process()));
+
+        self.live(live, end_ns);
+        self.ended(ended.iter().map(|(_, record)| (decode.ended)(record)));
+        self.kernel_folded(
+            folded.iter().map(decode.folded).sum(),
+            &ending.iter().map(|(key, _)| key.process()).collect(),
+        );
+        if sees_all {
+            let ending = ending.iter().filter_map(|(_, record)| (decode.ending)(record));
+            let taken = self.overdue(ending, end_ns);
+            let taken: Vec<_> = taken.into_iter().map(ProcessKey::from).collect();
+            object.delete("ending", &taken)?;
+        }
+        Ok(())
+    }
+
     /// Takes in who is alive, in ascending order of id.
-    pub(crate) fn live(&mut self, processes: Vec<Reading<T>>, now_ns: u64) {
+    pub fn live(&mut self, processes: Vec<Reading<T>>, now_ns: u64) {
         let before = std::mem::take(&mut self.known);
         self.known.reserve(processes.len());
         let mut before = before.into_iter().peekable();
@@ -241,7 +318,7 @@ impl<T: Totals> Ledger<T> {
     }
 
     /// Takes in final records of processes.
-    pub(crate) fn ended(&mut self, records: impl IntoIterator<Item = Reading<T>>) {
+    pub fn ended(&mut self, records: impl IntoIterator<Item = Reading<T>>) {
         let mut settled = Vec::new();
         for record in records {
             let known = match self.known.binary_search_by_key(&record.id, |known| known.id) {
@@ -264,7 +341,7 @@ impl<T: Totals> Ledger<T> {
     /// A process known before is among them if it is gone without a final record
     /// and no longer `ending`. What is known of it keeps its own row and leaves
     /// the sum, which has all that it ever used.
-    pub(crate) fn kernel_folded(&mut self, now: Folded<T>, ending: &HashSet<ProcessId>) {
+    pub fn kernel_folded(&mut self, now: Folded<T>, ending: &HashSet<ProcessId>) {
         let mut unmatched = now.processes - self.kernel_folded.processes;
         self.folded.processes += unmatched;
         let totals = now.totals.minus(&self.kernel_folded.totals);
@@ -304,7 +381,7 @@ impl<T: Totals> Ledger<T> {
 
     /// Settles processes whose final record never came, with the best that is
     /// known. Returns those to be taken out of the kernel's map.
-    pub(crate) fn overdue(
+    pub fn overdue(
         &mut self,
         ending: impl IntoIterator<Item = Ending<T>>,
         now_ns: u64,

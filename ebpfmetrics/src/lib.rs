@@ -4,12 +4,14 @@
 
 #[cfg(feature = "tokio")]
 mod async_stream;
+mod bpf;
 mod btf;
 mod error;
 mod group;
 mod histogram;
 mod join;
 mod kernel;
+pub mod kit;
 mod ledger;
 mod loader;
 mod preflight;

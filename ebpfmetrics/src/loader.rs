@@ -1,30 +1,36 @@
 //! Types, objects, programs and maps in the kernel. The only file that names aya.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     error::Error as StdError,
+    ffi::CString,
     fs, io,
+    ops::Deref,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
 };
 
 use aya::{
-    Btf, BtfError, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, Map, MapData, MapError, PerCpuArray, ProgramArray, Stack},
-    programs::{
-        BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, RawTracePointRunOptions,
-        TestRun as _, TracePoint,
-    },
+    sys::SyscallError,
 };
-use aya_obj::btf::BtfKind;
+use aya_obj::{EbpfSectionKind, Function, ProgramSection};
 use bytemuck::{NoUninit, Pod};
 
 use crate::{
     Cost, Error, ErrorKind, Health, Kernel, ProgramCost, Requirements, Result,
-    preflight::preflight_for, sys,
+    bpf::{self, Refusal, Start},
+    btf::{Btf, Hook},
+    preflight::preflight_for,
+    sys,
 };
 
+/// An error with its causes.
+type Cause = Box<dyn StdError + Send + Sync>;
+
 /// How an object is to be loaded.
-pub(crate) struct Loader {
+pub struct Loader {
     probe: &'static str,
     requirements: Requirements,
     bytes: &'static [u8],
@@ -33,69 +39,101 @@ pub(crate) struct Loader {
 }
 
 impl Loader {
-    pub(crate) fn new(
-        probe: &'static str,
-        requirements: Requirements,
-        bytes: &'static [u8],
-    ) -> Self {
+    /// Of a probe, its object: 8-byte aligned, as `include_bytes!` in a `#[repr(align(8))]`
+    /// makes it.
+    pub fn new(probe: &'static str, requirements: Requirements, bytes: &'static [u8]) -> Self {
         Self { probe, requirements, bytes, globals: Vec::new(), entries: Vec::new() }
     }
 
     /// Sets a `const volatile` of the object.
-    pub(crate) fn global(mut self, name: &'static str, value: impl NoUninit) -> Self {
+    pub fn global(mut self, name: &'static str, value: impl NoUninit) -> Self {
         self.globals.push((name, bytemuck::bytes_of(&value).to_vec()));
         self
     }
 
     /// Sets the size of a map.
-    pub(crate) fn entries(mut self, map: &'static str, entries: u32) -> Self {
+    pub fn entries(mut self, map: &'static str, entries: u32) -> Self {
         self.entries.push((map, entries));
         self
     }
 
     /// What to report of a probe for whom the kernel's BTF cannot be read: the
     /// first thing that it lacks.
-    pub(crate) fn lacking<P: crate::Probe>(error: Error) -> Error {
+    pub fn lacking<P: crate::Probe>(error: Error) -> Error {
         let preflight = preflight_for(&[(P::NAME, P::requirements())]);
         preflight.require().err().unwrap_or(error)
     }
 
     /// Creates the maps and fits the programs to the kernel; none is loaded yet.
-    pub(crate) fn load(self, kernel: &Kernel) -> Result<Object> {
+    pub fn load(self, kernel: &Kernel) -> Result<Object> {
         let missing = kernel.missing(&self.requirements);
         if !missing.is_empty() {
             return Err(self.explain("finding its hooks", None));
         }
-        let ebpf = match self.try_load(kernel) {
-            Err(error) if permission_denied(&error) && raise_memlock_limit() => {
+        let parts = match self.try_load(kernel) {
+            Err(error) if permission_denied(error.as_ref()) && raise_memlock_limit() => {
                 self.try_load(kernel)
             }
             result => result,
         };
-        let (ebpf, stream) =
-            ebpf.map_err(|error| self.explain("creating its maps", Some(Box::new(error))))?;
-        Ok(Object { ebpf, loader: self, stream, buffer: RecordBuffer::default() })
+        let (parts, stream) =
+            parts.map_err(|error| self.explain("creating its maps", Some(error)))?;
+        Ok(Object { parts, loader: self, stream, buffer: RecordBuffer::default() })
     }
 
-    fn try_load(&self, kernel: &Kernel) -> Result<(Ebpf, u16), EbpfError> {
+    /// What aya's `EbpfLoader` does, but for reading and parsing the whole of the
+    /// kernel's BTF for each object and searching it for each type.
+    fn try_load(&self, kernel: &Kernel) -> Result<(Parts, u16), Cause> {
         // Tells the records of probes that share a walk apart: there are never 65,536.
         static STREAMS: AtomicU16 = AtomicU16::new(0);
         let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
-        let mut loader = EbpfLoader::new();
-        loader.btf(Some(&kernel.btf().0));
-        loader.override_global("stream", bytemuck::bytes_of(&stream), false);
-        for (name, value) in &self.globals {
-            loader.override_global(name, value.as_slice(), true);
+        let mut object = aya_obj::Object::parse(self.bytes)?;
+        let mut globals: HashMap<&str, (&[u8], bool)> =
+            self.globals.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect();
+        globals.insert("stream", (bytemuck::bytes_of(&stream), false));
+        object.patch_map_data(globals)?;
+
+        let features = aya::features();
+        let btf = match features.btf() {
+            Some(features) => object.fixup_and_sanitize_btf(features)?.map(aya::Btf::to_bytes),
+            None => None,
+        };
+        let btf = btf.as_deref().map(bpf::load_btf).transpose()?;
+        relocate(&mut object, kernel.btf())?;
+
+        let mut maps = BTreeMap::new();
+        for (name, mut map) in object.maps.drain() {
+            if let Some((_, entries)) = self.entries.iter().find(|(map, _)| *map == name) {
+                map.set_max_entries(*entries);
+            }
+            let created = MapData::create(map.clone(), &name, btf.as_ref().map(|fd| fd.as_fd()))?;
+            fill(&created, &map)?;
+            maps.insert(name, (created, map));
         }
-        for (map, entries) in &self.entries {
-            loader.map_max_entries(map, *entries);
-        }
-        Ok((loader.load(self.bytes)?, stream))
+        let text = object.functions.keys().map(|(section, _)| *section).collect();
+        let places = maps
+            .iter()
+            .map(|(name, (created, map))| (name.as_str(), created.fd().as_fd().as_raw_fd(), map));
+        object.relocate_maps(places, &text)?;
+        object.relocate_calls(&text)?;
+        object.sanitize_functions(features);
+
+        let aya_obj::Object { programs, mut functions, .. } = object;
+        let programs = programs.into_iter().filter_map(|(name, program)| {
+            let function = functions.remove(&program.function_key())?;
+            let (section, license) = (program.section, program.license);
+            Some((name, Program { section, license, function, fd: None, attached: None }))
+        });
+        let maps =
+            maps.into_iter().map(|(name, (created, _))| Ok((name, Map::from_map_data(created)?)));
+        let maps = maps.collect::<Result<_, MapError>>()?;
+        let parts = Parts { btf, programs: programs.collect(), maps };
+        Ok((parts, stream))
     }
 
     /// The error to report: what the machine lacks if it lacks something, else
     /// what the kernel said.
-    fn explain(&self, doing: &str, cause: Option<Box<dyn StdError + Send + Sync>>) -> Error {
+    fn explain(&self, doing: &str, cause: Option<Cause>) -> Error {
         let preflight = preflight_for(&[(self.probe, self.requirements.clone())]);
         let error = match preflight.require() {
             Err(lacking) => lacking,
@@ -121,9 +159,70 @@ impl Loader {
     }
 }
 
+/// Size and members of a struct in the BTF of an object.
+pub(crate) fn layout(object: &[u8], name: &str) -> Option<(usize, Vec<(String, usize)>)> {
+    let object = aya_obj::Object::parse(object).ok()?;
+    Btf::parse(object.btf.as_ref()?.to_bytes())?.layout(name)
+}
+
+/// Fits an object to the kernel by their types.
+fn relocate(
+    object: &mut aya_obj::Object,
+    kernel: &Btf<impl Deref<Target = [u8]>>,
+) -> Result<(), Cause> {
+    if !object.has_btf_relocations() {
+        return Ok(());
+    }
+    let own = object.btf.as_ref().map(aya::Btf::to_bytes).unwrap_or_default();
+    let own = Btf::parse(own).ok_or("its BTF is not as known here")?;
+    // of the kernel's 126,000 types some 400, which is what takes the time
+    let few = kernel.only(&own.names());
+    Ok(object.relocate_btf(&aya::Btf::parse(&few, aya::Endianness::default())?)?)
+}
+
+/// Puts the object's variables into a map that holds some, constants for good.
+fn fill(created: &MapData, map: &aya_obj::Map) -> Result<(), SyscallError> {
+    let fd = created.fd().as_fd();
+    let failed = |call| move |io_error| SyscallError { call, io_error };
+    if !map.data().is_empty() {
+        bpf::set_first(fd, map.data()).map_err(failed("BPF_MAP_UPDATE_ELEM"))?;
+    }
+    if map.section_kind() == EbpfSectionKind::Rodata {
+        bpf::freeze(fd).map_err(failed("BPF_MAP_FREEZE"))?;
+    }
+    Ok(())
+}
+
+/// What an object consists of in the kernel. Dropping it detaches its programs and
+/// frees its maps.
+struct Parts {
+    /// What the kernel knows its types by.
+    btf: Option<OwnedFd>,
+    programs: BTreeMap<String, Program>,
+    maps: BTreeMap<String, Map>,
+}
+
+/// A program, fitted to the kernel.
+struct Program {
+    section: ProgramSection,
+    license: CString,
+    function: Function,
+    /// There once it is loaded.
+    fd: Option<OwnedFd>,
+    /// Detaches it when dropped.
+    attached: Option<OwnedFd>,
+}
+
+impl Program {
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        let not_loaded = || io::Error::other("the program is not loaded");
+        self.fd.as_ref().map(|fd| fd.as_fd()).ok_or_else(not_loaded)
+    }
+}
+
 /// An object in the kernel. Dropping it detaches its programs and frees its maps.
-pub(crate) struct Object {
-    ebpf: Ebpf,
+pub struct Object {
+    parts: Parts,
     loader: Loader,
     stream: u16,
     buffer: RecordBuffer,
@@ -144,18 +243,13 @@ impl Object {
     /// has to stay loaded for as long.
     pub(crate) fn hand_on_to(&mut self, next: &Object, iterator: &'static str) -> Result<()> {
         const MAP: &str = "next_iterator";
-        let Some(program) = next.ebpf.program(iterator) else {
+        let Some(program) = next.parts.programs.get(iterator) else {
             let text = format!("probe {}: no program {iterator}", next.loader.probe);
             return Err(Error::new(ErrorKind::InvalidObject, text));
         };
-        let set = |map: Option<&mut Map>,
-                   program: &Program|
-         -> Result<(), Box<dyn StdError + Send + Sync>> {
-            let map = map.ok_or("no such map in its object")?;
-            let mut programs = ProgramArray::try_from(map)?;
-            Ok(programs.set(0, program.fd()?, 0)?)
-        };
-        set(self.ebpf.map_mut(MAP), program).map_err(|error| {
+        let map = map_data(self.map(MAP)?).fd().as_fd();
+        let set = |fd: BorrowedFd<'_>| bpf::set_first(map, &fd.as_raw_fd().to_ne_bytes());
+        program.fd().and_then(set).map_err(|error| {
             let text = format!("probe {}: joining its walk failed", self.loader.probe);
             Error::new(ErrorKind::System, text).with_source(error)
         })
@@ -164,7 +258,7 @@ impl Object {
     /// Its iterators hand tasks on to nobody.
     pub(crate) fn hand_on_to_none(&mut self) {
         if let Some(Ok(mut programs)) =
-            self.ebpf.map_mut("next_iterator").map(ProgramArray::try_from)
+            self.parts.maps.get_mut("next_iterator").map(ProgramArray::try_from)
         {
             // what was never set is no loss
             let _ = programs.clear_index(&0);
@@ -172,7 +266,7 @@ impl Object {
     }
 
     /// Loads a program and attaches it to a tracepoint of the kernel.
-    pub(crate) fn attach(
+    pub fn attach(
         &mut self,
         program: &'static str,
         tracepoint: &str,
@@ -183,59 +277,74 @@ impl Object {
     }
 
     /// Loads a program for a tracepoint, to be attached when it is needed.
-    pub(crate) fn load_hook(
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn load_hook(
         &mut self,
         program: &'static str,
         tracepoint: &str,
         kernel: &Kernel,
     ) -> Result<()> {
-        let result = self.program::<BtfTracePoint>(program)?.load(tracepoint, &kernel.btf().0);
-        result.map_err(|error| self.refused(program, error))
+        let hook = kernel.btf().tracepoint(tracepoint);
+        let start = self.hook(program, tracepoint, hook)?;
+        self.load(program, Start::TypedTracepoint { id: start.id })
     }
 
     /// Attaches a program of [`load_hook`](Self::load_hook).
-    pub(crate) fn attach_hook(&mut self, program: &'static str) -> Result<()> {
-        let result = self.program::<BtfTracePoint>(program)?.attach();
-        result.map(drop).map_err(|error| self.refused(program, error))
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn attach_hook(&mut self, program: &'static str) -> Result<()> {
+        self.attach_with(program, "BPF_RAW_TRACEPOINT_OPEN", bpf::attach_typed_tracepoint)
     }
 
     /// Loads a program and attaches it to a tracepoint by its name under tracefs.
-    pub(crate) fn attach_classic(
+    pub fn attach_classic(
         &mut self,
         program: &'static str,
         category: &str,
         tracepoint: &str,
     ) -> Result<()> {
-        let attach = |program: &mut TracePoint| {
-            program.load()?;
-            program.attach(category, tracepoint).map(drop)
-        };
-        let result = attach(self.program(program)?);
-        result.map_err(|error| self.refused(program, error))
+        self.load(program, Start::Tracepoint)?;
+        self.attach_with(program, "perf_event_open", |fd| {
+            bpf::attach_tracepoint(fd, sys::tracepoint_id(category, tracepoint)?)
+        })
+    }
+
+    /// Loads a program and attaches it to a tracepoint of the kernel, whose arguments
+    /// it gets as plain numbers.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn attach_raw(&mut self, program: &'static str, tracepoint: &str) -> Result<()> {
+        self.load(program, Start::RawTracepoint)?;
+        self.attach_with(program, "BPF_RAW_TRACEPOINT_OPEN", |fd| {
+            bpf::attach_raw_tracepoint(fd, &CString::new(tracepoint)?)
+        })
     }
 
     /// Loads the program of an iterator.
-    pub(crate) fn load_iterator(
+    pub fn load_iterator(
         &mut self,
         program: &'static str,
         iterates: &str,
         kernel: &Kernel,
     ) -> Result<()> {
-        let result = self.program::<Iter>(program)?.load(iterates, &kernel.btf().0);
-        result.map_err(|error| self.refused(program, error))
+        let hook = kernel.btf().iterator(iterates);
+        let start = self.hook(program, iterates, hook)?;
+        self.load(program, Start::Iterator { id: start.id })
     }
 
     /// Loads a program that user space runs itself.
-    pub(crate) fn load_callable(&mut self, program: &'static str) -> Result<()> {
-        let result = self.program::<RawTracePoint>(program)?.load();
-        result.map_err(|error| self.refused(program, error))
+    pub fn load_callable(&mut self, program: &'static str) -> Result<()> {
+        self.load(program, Start::Call)
     }
 
     /// Runs a program of [`load_callable`](Self::load_callable) in the calling thread.
-    pub(crate) fn call(&mut self, program: &'static str) -> Result<()> {
-        let result =
-            self.program::<RawTracePoint>(program)?.test_run(RawTracePointRunOptions::new());
-        result.map(drop).map_err(|error| self.refused(program, error))
+    pub fn call(&mut self, program: &'static str) -> Result<()> {
+        let result = self.program(program)?.fd().and_then(bpf::run);
+        result.map_err(|error| self.failed("running", program, "BPF_PROG_TEST_RUN", error))
     }
 
     /// One pass of an iterator over everything it iterates; replaces what is in
@@ -245,70 +354,120 @@ impl Object {
         program: &'static str,
         output: &mut RecordBuffer,
     ) -> Result<()> {
-        let open = |program: &mut Iter| {
-            let link = program.attach()?;
-            program.take_link(link)?.into_file().map_err(|e| io::Error::other(e).into())
-        };
-        let file: Result<fs::File, ProgramError> = open(self.program(program)?);
-        let mut file = file.map_err(|error| self.refused(program, error))?;
-        output.fill(&mut file).map_err(|error| {
+        let file = self.program(program)?.fd().and_then(bpf::iterate);
+        let file =
+            file.map_err(|error| self.failed("running", program, "BPF_ITER_CREATE", error))?;
+        output.fill(&mut fs::File::from(file)).map_err(|error| {
             let text = format!("probe {}: reading {program} failed", self.loader.probe);
             Error::new(ErrorKind::System, text).with_source(error)
         })
     }
 
-    fn program<'a, T>(&'a mut self, name: &str) -> Result<&'a mut T>
-    where
-        &'a mut T: TryFrom<&'a mut Program>,
-    {
-        let probe = self.loader.probe;
-        self.ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidObject,
-                format!("probe {probe}: no program {name} of the expected type in its object"),
+    /// Has the kernel load a program, which is in a section for that kind of start.
+    fn load(&mut self, name: &'static str, start: Start) -> Result<()> {
+        let btf = self.parts.btf.as_ref().map(|fd| fd.as_fd());
+        let program = self.parts.programs.get_mut(name).filter(|program| {
+            matches!(
+                (&program.section, start),
+                (ProgramSection::BtfTracePoint, Start::TypedTracepoint { .. })
+                    | (ProgramSection::TracePoint, Start::Tracepoint)
+                    | (ProgramSection::Iter { sleepable: false }, Start::Iterator { .. })
+                    | (ProgramSection::RawTracePoint, Start::RawTracepoint | Start::Call)
             )
+        });
+        let Some(program) = program else {
+            let probe = self.loader.probe;
+            let text =
+                format!("probe {probe}: no program {name} of the expected type in its object");
+            return Err(Error::new(ErrorKind::InvalidObject, text));
+        };
+        let function = &program.function;
+        let code = bpf::Code {
+            name,
+            license: &program.license,
+            instructions: &function.instructions,
+            btf,
+            functions: (&function.func_info.func_info_bytes(), function.func_info_rec_size),
+            lines: (&function.line_info.line_info_bytes(), function.line_info_rec_size),
+        };
+        match bpf::load_program(&code, start) {
+            Ok(fd) => {
+                program.fd = Some(fd);
+                Ok(())
+            }
+            Err(refusal) => Err(self.refused(name, refusal)),
+        }
+    }
+
+    fn attach_with(
+        &mut self,
+        name: &'static str,
+        call: &'static str,
+        attach: impl FnOnce(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    ) -> Result<()> {
+        let attached = self.program(name)?.fd().and_then(attach);
+        let attached = attached.map_err(|error| self.failed("attaching", name, call, error))?;
+        self.program(name)?.attached = Some(attached);
+        Ok(())
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut Program> {
+        let probe = self.loader.probe;
+        self.parts.programs.get_mut(name).ok_or_else(|| {
+            let text = format!("probe {probe}: no program {name} in its object");
+            Error::new(ErrorKind::InvalidObject, text)
         })
     }
 
-    fn refused(&self, program: &str, error: ProgramError) -> Error {
-        if let ProgramError::LoadError { io_error, verifier_log } = &error {
-            let log = verifier_log.to_string();
-            // The verifier's complaint comes last but for its statistics.
-            let statistics = ["processed ", "stack depth ", "verification time "];
-            let verdict = log
-                .lines()
-                .rev()
-                .find(|l| !l.is_empty() && !statistics.iter().any(|start| l.starts_with(start)));
-            if let Some(verdict) = verdict.filter(|_| !permission_denied(io_error)) {
-                let text = format!(
-                    "probe {}: the kernel's verifier refused {program}: {verdict}",
-                    self.loader.probe
-                );
-                return Error::new(ErrorKind::VerifierRejected, text).with_verifier_log(log);
-            }
+    fn hook(&self, program: &str, name: &str, hook: Option<Hook>) -> Result<Hook> {
+        let doing = || format!("finding {name} for {program}");
+        hook.ok_or_else(|| {
+            self.loader.explain(&doing(), Some("this kernel has no such hook".into()))
+        })
+    }
+
+    fn failed(&self, doing: &str, program: &str, call: &'static str, io_error: io::Error) -> Error {
+        let cause = SyscallError { call, io_error };
+        self.loader.explain(&format!("{doing} {program}"), Some(Box::new(cause)))
+    }
+
+    fn refused(&self, program: &str, refusal: Refusal) -> Error {
+        // The verifier's complaint comes last but for its statistics.
+        let statistics = ["processed ", "stack depth ", "verification time "];
+        let verdict = refusal
+            .log
+            .lines()
+            .rev()
+            .find(|l| !l.is_empty() && !statistics.iter().any(|start| l.starts_with(start)));
+        if let Some(verdict) = verdict.filter(|_| !permission_denied(&refusal.error)) {
+            let text = format!(
+                "probe {}: the kernel's verifier refused {program}: {verdict}",
+                self.loader.probe
+            );
+            return Error::new(ErrorKind::VerifierRejected, text).with_verifier_log(refusal.log);
         }
-        self.loader.explain(&format!("loading {program}"), Some(Box::new(error)))
+        self.loader.explain(&format!("loading {program}"), Some(Box::new(refusal)))
     }
 
     fn map(&self, name: &str) -> Result<&Map> {
-        self.ebpf.map(name).ok_or_else(|| {
+        self.parts.maps.get(name).ok_or_else(|| {
             let text = format!("probe {}: no map {name} in its object", self.loader.probe);
             Error::new(ErrorKind::InvalidObject, text)
         })
     }
 
     /// Every entry of a hash map.
-    pub(crate) fn read_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
+    pub fn read_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
         self.batch(map, sys::read_all)
     }
 
     /// Every entry of a hash map, which is empty afterwards.
-    pub(crate) fn take_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
+    pub fn take_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
         self.batch(map, sys::take_all)
     }
 
     /// Deletes entries of a hash map.
-    pub(crate) fn delete<K: Pod>(&self, map: &str, keys: &[K]) -> Result<()> {
+    pub fn delete<K: Pod>(&self, map: &str, keys: &[K]) -> Result<()> {
         self.batch(map, |fd| sys::delete_all(fd, keys))
     }
 
@@ -322,39 +481,45 @@ impl Object {
     }
 
     /// One element of an array map.
-    pub(crate) fn element<T: Pod>(&self, map: &str, index: u32) -> Result<T> {
+    pub fn element<T: Pod>(&self, map: &str, index: u32) -> Result<T> {
         let array = Array::<&MapData, Value<T>>::try_from(self.map(map)?);
         let element = array.and_then(|array| array.get(&index, 0));
         element.map(|value| value.0).map_err(|error| self.unreadable(map, error))
     }
 
     /// Sets one element of an array map.
-    pub(crate) fn set_element<T: Pod>(&mut self, map: &str, index: u32, value: T) -> Result<()> {
+    pub fn set_element<T: Pod>(&mut self, map: &str, index: u32, value: T) -> Result<()> {
         let set = |map: &mut Map| -> Result<(), MapError> {
             Array::<&mut MapData, Value<T>>::try_from(map)?.set(index, Value(value), 0)
         };
         self.map(map)?;
-        let result = self.ebpf.map_mut(map).map_or(Ok(()), set);
+        let result = self.parts.maps.get_mut(map).map_or(Ok(()), set);
         result.map_err(|error| self.unreadable(map, error))
     }
 
     /// Elements of an array map from `first` on, at most `count`.
-    pub(crate) fn elements<T: Pod>(&self, map: &str, first: u32, count: usize) -> Result<Vec<T>> {
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn elements<T: Pod>(&self, map: &str, first: u32, count: usize) -> Result<Vec<T>> {
         self.batch(map, |fd| sys::read_elements(fd, first, count))
     }
 
     /// Puts a value on top of a stack map.
-    pub(crate) fn push<T: Pod>(&mut self, map: &str, value: T) -> Result<()> {
+    ///
+    /// # Errors
+    /// Where it is full.
+    pub fn push<T: Pod>(&mut self, map: &str, value: T) -> Result<()> {
         let push = |map: &mut Map| -> Result<(), MapError> {
             Stack::<&mut MapData, Value<T>>::try_from(map)?.push(Value(value), 0)
         };
         self.map(map)?;
-        let result = self.ebpf.map_mut(map).map_or(Ok(()), push);
+        let result = self.parts.maps.get_mut(map).map_or(Ok(()), push);
         result.map_err(|error| self.unreadable(map, error))
     }
 
     /// One element of a per-CPU array, for every CPU.
-    pub(crate) fn per_cpu<T: Pod>(&self, map: &str, index: u32) -> Result<Vec<T>> {
+    pub fn per_cpu<T: Pod>(&self, map: &str, index: u32) -> Result<Vec<T>> {
         let array = PerCpuArray::<&MapData, Value<T>>::try_from(self.map(map)?);
         let elements = array.and_then(|array| array.get(&index, 0));
         let elements = elements.map_err(|error| self.unreadable(map, error))?;
@@ -362,7 +527,7 @@ impl Object {
     }
 
     /// The losses of the probe, by cause.
-    pub(crate) fn losses(&self, causes: &[&'static str]) -> Result<Vec<(&'static str, u64)>> {
+    pub fn losses(&self, causes: &[&'static str]) -> Result<Vec<(&'static str, u64)>> {
         let count = |(index, &cause): (usize, &&'static str)| {
             Ok((cause, self.per_cpu::<u64>("losses", index as u32)?.iter().sum()))
         };
@@ -374,57 +539,63 @@ impl Object {
         Error::new(ErrorKind::System, text).with_source(error)
     }
 
-    /// Runs of its programs that the kernel left out, because the same program was
-    /// interrupted on that CPU (`recursion_misses`). None before 5.12, whose kernels do
-    /// not tell.
-    pub(crate) fn skipped_runs(&self) -> Result<u64> {
-        let mut skipped = 0;
-        for (name, program) in self.loaded() {
-            let fd = program.fd().map_err(|error| self.unreadable(name, error))?;
-            let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
-            let text = fs::read_to_string(path).map_err(|e| self.unreadable(name, e))?;
-            let misses = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
-            skipped += misses.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
-        }
-        Ok(skipped)
-    }
-
-    pub(crate) fn health(&self) -> Result<Health> {
+    /// What its maps and programs take; for [`Probe::health`](crate::Probe::health).
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn health(&self) -> Result<Health> {
         let mut health = Health::default();
-        for (name, map) in self.ebpf.maps() {
-            health.map_bytes += self.map_bytes(map).map_err(|e| self.unreadable(name, e))?;
+        for (name, map) in &self.parts.maps {
+            let bytes = sys::fd_info(map_data(map).fd().as_fd(), "memlock");
+            health.map_bytes += bytes.map_err(|error| self.unreadable(name, error))?;
         }
         health.programs = self.loaded().count();
         Ok(health)
     }
 
-    fn map_bytes(&self, map: &Map) -> io::Result<u64> {
-        let path = format!("/proc/self/fdinfo/{}", map_data(map).fd().as_fd().as_raw_fd());
-        let text = fs::read_to_string(path)?;
-        let memlock = text.lines().find_map(|line| line.strip_prefix("memlock:"));
-        memlock
-            .and_then(|bytes| bytes.trim().parse().ok())
-            .ok_or_else(|| io::Error::other("no memlock line in fdinfo"))
+    /// How often the kernel skipped one of its programs because it was under way on
+    /// the same CPU already.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn skipped_runs(&self) -> Result<u64> {
+        let skipped = |(name, program): (&str, &Program)| {
+            match program.fd().and_then(|fd| sys::fd_info(fd, "recursion_misses")) {
+                // kernels that do not tell (before 5.12) do not skip
+                Err(error) if error.kind() == io::ErrorKind::Other => Ok(0),
+                result => result.map_err(|error| self.untold(name, error)),
+            }
+        };
+        self.loaded().map(skipped).sum()
     }
 
-    pub(crate) fn cost(&self) -> Result<Cost> {
+    fn untold(&self, program: &str, error: io::Error) -> Error {
+        let text = format!("probe {}: no information on {program}", self.loader.probe);
+        Error::new(ErrorKind::System, text).with_source(error)
+    }
+
+    /// How often its programs ran; for [`Probe::cost`](crate::Probe::cost).
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn cost(&self) -> Result<Cost> {
         let mut cost = Cost::default();
         for (name, program) in self.loaded() {
-            let info = program.info().map_err(|error| {
-                let text = format!("probe {}: no information on {name}", self.loader.probe);
-                Error::new(ErrorKind::System, text).with_source(error)
-            })?;
+            let figure = |field| program.fd().and_then(|fd| sys::fd_info(fd, field));
+            let told = figure("run_cnt").and_then(|count| Ok((count, figure("run_time_ns")?)));
+            let (run_count, run_time_ns) = told.map_err(|error| self.untold(name, error))?;
             cost.programs.push(ProgramCost {
                 program: name.to_owned(),
-                run_count: info.run_count(),
-                run_time: info.run_time(),
+                run_count,
+                run_time: Duration::from_nanos(run_time_ns),
             });
         }
         Ok(cost)
     }
 
     fn loaded(&self) -> impl Iterator<Item = (&str, &Program)> {
-        self.ebpf.programs().filter(|(_, program)| program.fd().is_ok())
+        let programs = self.parts.programs.iter().map(|(name, program)| (name.as_str(), program));
+        programs.filter(|(_, program)| program.fd.is_some())
     }
 }
 
@@ -485,19 +656,6 @@ struct Value<T>(T);
 // SAFETY: any bit pattern is a T, Value is nothing but a T.
 unsafe impl<T: Pod> aya::Pod for Value<T> {}
 
-/// The kernel's BTF as aya relocates against it.
-pub(crate) struct KernelBtf(Btf);
-
-impl KernelBtf {
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, BtfError> {
-        Btf::parse(bytes, aya::Endianness::default()).map(Self)
-    }
-
-    pub(crate) fn has_iterator(&self, name: &str) -> bool {
-        self.0.id_by_type_name_kind(&format!("bpf_iter_{name}"), BtfKind::Func).is_ok()
-    }
-}
-
 pub(crate) fn enable_statistics() -> Result<OwnedFd> {
     aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|error| {
         let kind = match permission_denied(&error) {
@@ -547,4 +705,98 @@ fn raise_memlock_limit() -> bool {
     let limit = getrlimit(Resource::Memlock);
     limit.current.is_some()
         && setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn object() -> aya_obj::Object {
+        aya_obj::Object::parse(ebpf_probes::CPU).unwrap()
+    }
+
+    fn load(kernel: &Kernel) -> Object {
+        Loader::new("test", Requirements::default(), ebpf_probes::CPU).load(kernel).unwrap()
+    }
+
+    fn instructions(object: &aya_obj::Object) -> Vec<Vec<[i64; 5]>> {
+        let numbers = |i: &aya_obj::generated::bpf_insn| {
+            [i.code.into(), i.dst_reg().into(), i.src_reg().into(), i.off.into(), i.imm.into()]
+        };
+        let functions = object.functions.values();
+        functions.map(|function| function.instructions.iter().map(numbers).collect()).collect()
+    }
+
+    #[test]
+    fn few_types_relocate_as_the_whole_of_them_does() {
+        let before = instructions(&object());
+        let (mut by_few, mut by_all) = (object(), object());
+        relocate(&mut by_few, Kernel::read().unwrap().btf()).unwrap();
+        by_all.relocate_btf(&aya::Btf::from_sys_fs().unwrap()).unwrap();
+        assert_ne!(before, instructions(&by_few), "something was there to relocate");
+        assert!(instructions(&by_few) == instructions(&by_all));
+    }
+
+    #[test]
+    fn iterators_of_two_objects_share_a_walk() {
+        let kernel = Kernel::read().unwrap();
+        let (mut first, mut second) = (load(&kernel), load(&kernel));
+        assert!(first.hand_on_to(&second, "cpu_tasks").is_err(), "it is not loaded yet");
+        for object in [&mut first, &mut second] {
+            object.load_iterator("cpu_tasks", "task", &kernel).unwrap();
+        }
+        let mut output = RecordBuffer::default();
+        let mut streams = |first: &mut Object| {
+            first.iterate("cpu_tasks", &mut output).unwrap();
+            let words: &[u16] = bytemuck::cast_slice(output.bytes());
+            let (mut at, mut streams) = (0, BTreeSet::new());
+            while let Some(&[_, stream, low, high]) = words.get(at..at + 4) {
+                streams.insert(stream);
+                at += (usize::from(low) | usize::from(high) << 16) / 2;
+            }
+            streams
+        };
+        let own = BTreeSet::from([first.stream()]);
+        assert_eq!(streams(&mut first), own);
+        first.hand_on_to(&second, "cpu_tasks").unwrap();
+        assert_eq!(streams(&mut first), BTreeSet::from([first.stream(), second.stream()]));
+        first.hand_on_to_none();
+        assert_eq!(streams(&mut first), own);
+        assert_eq!(first.health().unwrap().programs, 1);
+    }
+
+    #[test]
+    fn elements_are_what_they_were_set_to() {
+        let mut object = load(&Kernel::read().unwrap());
+        assert_eq!(object.element::<[u64; 2]>("clocks", 0).unwrap(), [0; 2]);
+        object.set_element("clocks", 0, [1_u64, 2]).unwrap();
+        assert_eq!(object.element::<[u64; 2]>("clocks", 0).unwrap(), [1, 2]);
+        assert!(object.set_element("clocks", 1, [0_u64; 2]).is_err());
+        assert!(object.set_element("none", 0, [0_u64; 2]).is_err());
+    }
+
+    #[test]
+    fn what_the_verifier_says_is_told() {
+        let kernel = Kernel::read().unwrap();
+        // the first argument of that one is no task
+        let error = load(&kernel).attach("cpu_free", "sched_switch", &kernel).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::VerifierRejected);
+        assert!(error.to_string().contains("cpu_free"), "{error}");
+        assert!(error.verifier_log().unwrap().lines().count() > 3, "{:?}", error.verifier_log());
+    }
+
+    #[test]
+    fn programs_and_hooks_that_are_not_there_are_named() {
+        let kernel = Kernel::read().unwrap();
+        let mut object = load(&kernel);
+        let error = object.attach("none", "sched_switch", &kernel).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidObject);
+        assert!(error.to_string().contains("no program none"), "{error}");
+        let error = object.attach_classic("cpu_free", "sched", "sched_switch").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidObject);
+        let error = object.attach("cpu_free", "no_such_hook", &kernel).unwrap_err();
+        assert!(error.to_string().contains("no_such_hook"), "{error}");
+    }
 }

@@ -1,25 +1,39 @@
 //! Records as the kernel side writes them.
 
-/// A record that C and Rust both define, and how to tell that they agree.
-#[cfg_attr(not(test), expect(dead_code, reason = "the layout is what the tests compare"))]
-pub(crate) trait Record: bytemuck::Pod {
+/// A record that C and Rust both define; its layout is for [`check_layout`] to compare.
+///
+/// [`check_layout`]: crate::kit::conformance::check_layout
+pub trait Record: bytemuck::Pod {
     /// The name of the struct in C.
     const C_NAME: &'static str;
     /// Name, offset and size of every field.
     const FIELDS: &'static [(&'static str, usize, usize)];
 }
 
-/// Defines the Rust side of a record. `layout_test!` compares it with the
-/// object's own BTF.
+/// Defines the Rust side of a record that the kernel side writes.
+///
+/// Names and types of the fields are those of the struct in C, whose name is given. The
+/// crate that uses it depends on `bytemuck` with the feature `derive`.
+///
+/// ```
+/// ebpfmetrics::record! {
+///     /// Calls of one process.
+///     pub struct CallsRecord = "calls_record" {
+///         head: ebpfmetrics::kit::RecordHead,
+///         calls: u64,
+///     }
+/// }
+/// ```
+#[macro_export]
 macro_rules! record {
-    ($(#[$meta:meta])* struct $name:ident = $c_name:literal {
+    ($(#[$meta:meta])* $visibility:vis struct $name:ident = $c_name:literal {
         $($(#[$field_meta:meta])* $field:ident: $type:ty,)*
     }) => {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-        pub(crate) struct $name {
-            $($(#[$field_meta])* pub(crate) $field: $type,)*
+        $visibility struct $name {
+            $(#[allow(missing_docs, reason = "named as in C")] $(#[$field_meta])* pub $field: $type,)*
         }
 
         impl $crate::record::Record for $name {
@@ -34,7 +48,6 @@ macro_rules! record {
         }
     };
 }
-pub(crate) use record;
 
 /// Compares the records of a module with the structs in the BTF of its object:
 /// names, offsets and sizes of all fields, and no struct without a mirror.

@@ -1,8 +1,10 @@
 //! System calls that aya 0.14 does not wrap.
 
 use std::{
-    io,
+    fs, io,
+    ops::Deref,
     os::fd::{AsRawFd, BorrowedFd},
+    path::Path,
 };
 
 use bytemuck::Pod;
@@ -145,7 +147,64 @@ pub(crate) fn delete_all<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Res
     Ok(())
 }
 
-/// Gives memory back that parsing the kernel's BTF left in malloc's hands (14 MiB).
+/// What is in a file that nobody writes.
+pub(crate) enum Contents {
+    /// The kernel's own memory, seen through a window.
+    Mapped(Mapped),
+    /// A copy.
+    Copied(Vec<u8>),
+}
+
+impl Contents {
+    /// Without a copy where the kernel can (its BTF since 6.15).
+    pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        Mapped::new(path).map(Self::Mapped).or_else(|_| fs::read(path).map(Self::Copied))
+    }
+}
+
+impl Deref for Contents {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(mapped) => mapped.0,
+            Self::Copied(bytes) => bytes,
+        }
+    }
+}
+
+/// Lent for as long as this lives.
+pub(crate) struct Mapped(&'static [u8]);
+
+impl Mapped {
+    fn new(path: &Path) -> io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+        let file = fs::File::open(path)?;
+        let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        #[expect(unsafe_code, reason = "reading it 4 KiB at a time takes 1,400 system calls")]
+        // SAFETY: the mapping is new, nobody else knows it, and it is there until drop.
+        // The file is one that never changes while the kernel runs.
+        unsafe {
+            let start =
+                mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, &file, 0)?;
+            Ok(Self(std::slice::from_raw_parts(start.cast(), length)))
+        }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        #[expect(unsafe_code, reason = "the counterpart of mmap")]
+        // SAFETY: it was mapped so, and is lent no longer than it lives.
+        unsafe {
+            let _ = rustix::mm::munmap(self.0.as_ptr().cast_mut().cast(), self.0.len());
+        }
+    }
+}
+
+/// Gives memory back that reading the kernel's BTF left in malloc's hands.
 pub(crate) fn trim_heap() {
     #[cfg(target_env = "gnu")]
     #[expect(unsafe_code, reason = "no crate wraps malloc_trim")]
@@ -153,6 +212,20 @@ pub(crate) fn trim_heap() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// A figure that the kernel tells of an open descriptor.
+pub(crate) fn fd_info(fd: BorrowedFd<'_>, field: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let of_line = |line: &str| line.strip_prefix(field)?.strip_prefix(':')?.trim().parse().ok();
+    text.lines().find_map(of_line).ok_or_else(|| io::Error::other(format!("no {field} in fdinfo")))
+}
+
+/// What perf events know a tracepoint by.
+pub(crate) fn tracepoint_id(category: &str, tracepoint: &str) -> io::Result<u64> {
+    let read = |tracefs| fs::read_to_string(format!("{tracefs}/events/{category}/{tracepoint}/id"));
+    let id = read("/sys/kernel/tracing").or_else(|_| read("/sys/kernel/debug/tracing"))?;
+    id.trim().parse().map_err(io::Error::other)
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns()`.

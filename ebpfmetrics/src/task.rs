@@ -1,13 +1,13 @@
 //! What all records about tasks begin with: `ebpf-probes/bpf/include/task.h`.
 
-use crate::{Comm, Error, ErrorKind, ProcessId, ProcessInfo, Result, ThreadId, record::record};
+use crate::{Comm, Error, ErrorKind, ProcessId, ProcessInfo, Result, ThreadId, record};
 
 /// `enum about_flags`
 const KERNEL_THREAD: u32 = 1 << 0;
 
 record! {
     /// The head of everything that an iterator writes.
-    struct RecordHead = "record_head" {
+    pub struct RecordHead = "record_head" {
         kind: u16,
         stream: u16,
         size: u32,
@@ -16,7 +16,7 @@ record! {
 
 record! {
     /// The key of a process in maps.
-    struct ProcessKey = "process_key" {
+    pub struct ProcessKey = "process_key" {
         start_ns: u64,
         tgid: u32,
         padding: u32,
@@ -24,7 +24,8 @@ record! {
 }
 
 impl ProcessKey {
-    pub(crate) fn process(&self) -> ProcessId {
+    /// The process.
+    pub fn process(&self) -> ProcessId {
         ProcessId { pid: self.tgid, start_time_ns: self.start_ns }
     }
 }
@@ -37,7 +38,7 @@ impl From<ProcessId> for ProcessKey {
 
 record! {
     /// Who a task is, and its process.
-    struct TaskAbout = "task_about" {
+    pub struct TaskAbout = "task_about" {
         process_start_ns: u64,
         thread_start_ns: u64,
         parent_start_ns: u64,
@@ -55,24 +56,28 @@ record! {
 }
 
 impl TaskAbout {
-    pub(crate) fn process(&self) -> ProcessId {
+    /// The process that it belongs to.
+    pub fn process(&self) -> ProcessId {
         ProcessId { pid: self.tgid, start_time_ns: self.process_start_ns }
     }
 
-    pub(crate) fn thread(&self) -> ThreadId {
+    /// The task itself.
+    pub fn thread(&self) -> ThreadId {
         ThreadId { tid: self.tid, start_time_ns: self.thread_start_ns }
     }
 
-    pub(crate) fn is_leader(&self) -> bool {
+    /// Whether it stands for its process.
+    pub fn is_leader(&self) -> bool {
         self.tid == self.tgid
     }
 
-    pub(crate) fn comm(&self) -> Comm {
+    /// Its name.
+    pub fn comm(&self) -> Comm {
         Comm::from_bytes(self.comm)
     }
 
     /// What it says of the process; alive, until told otherwise.
-    pub(crate) fn info(&self) -> ProcessInfo {
+    pub fn info(&self) -> ProcessInfo {
         ProcessInfo {
             comm: self.comm(),
             parent: (self.parent_tgid != 0).then_some(ProcessId {
@@ -91,19 +96,19 @@ impl TaskAbout {
 
 /// What an iterator wrote, record by record.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Records<'a> {
+pub struct Records<'a> {
     bytes: &'a [u8],
     stream: u16,
 }
 
 impl<'a> Records<'a> {
     /// Those of one probe, of all that a walk wrote.
-    pub(crate) fn new(bytes: &'a [u8], stream: u16) -> Self {
+    pub fn new(bytes: &'a [u8], stream: u16) -> Self {
         Self { bytes, stream }
     }
 
     /// At most so many records of a size.
-    pub(crate) fn capacity<T>(&self) -> usize {
+    pub fn capacity<T>(&self) -> usize {
         self.bytes.len() / size_of::<T>()
     }
 }
@@ -133,11 +138,16 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-pub(crate) fn cast<T: bytemuck::AnyBitPattern>(record: &[u8]) -> Result<&T> {
+/// A record of [`Records`] as what it is.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRecord`] if it is of another size.
+pub fn cast<T: bytemuck::AnyBitPattern>(record: &[u8]) -> Result<&T> {
     bytemuck::try_from_bytes(record).map_err(|_| invalid("of unexpected size"))
 }
 
-pub(crate) fn invalid(what: &str) -> Error {
+/// The error for a record that the probe does not understand.
+pub fn invalid(what: &str) -> Error {
     Error::new(ErrorKind::InvalidRecord, format!("the kernel side wrote a record {what}"))
 }
 

@@ -1,6 +1,6 @@
 //! What rows have in common: sums, differences and rates.
 
-use crate::{CpuUsage, MemUsage, ProcessId, ProcessInfo, Snapshot, Window};
+use crate::{ProcessId, ProcessInfo, Snapshot, Window};
 
 /// What a process did in a window, as figures that add up.
 pub trait Usage: Clone + Default {
@@ -136,49 +136,6 @@ pub fn delta<S: ProcessRows>(earlier: &S, later: &S) -> Delta<S::Row> {
         }
     }
     Delta { window: Window { start_ns: before.end_ns, end_ns: now.end_ns }, processes }
-}
-
-impl Usage for CpuUsage {
-    fn plus(&self, other: &Self) -> Self {
-        CpuUsage::plus(self, other)
-    }
-
-    fn since(&self, earlier: &Self) -> Self {
-        let time = |now: std::time::Duration, before| now.saturating_sub(before);
-        Self {
-            cpu_time: time(self.cpu_time, earlier.cpu_time),
-            user: time(self.user, earlier.user),
-            system: time(self.system, earlier.system),
-            voluntary_switches: self.voluntary_switches.saturating_sub(earlier.voluntary_switches),
-            involuntary_switches: (self.involuntary_switches)
-                .saturating_sub(earlier.involuntary_switches),
-            run_queue_wait: (self.run_queue_wait)
-                .map(|now| time(now, earlier.run_queue_wait.unwrap_or_default())),
-            migrations: self.migrations.saturating_sub(earlier.migrations),
-        }
-    }
-}
-
-impl Usage for MemUsage {
-    fn plus(&self, other: &Self) -> Self {
-        MemUsage::plus(self, other)
-    }
-
-    fn since(&self, earlier: &Self) -> Self {
-        let counter = |now: Option<u64>, before: Option<u64>| {
-            now.map(|now| now.saturating_sub(before.unwrap_or_default()))
-        };
-        Self {
-            minor_faults: self.minor_faults.saturating_sub(earlier.minor_faults),
-            major_faults: self.major_faults.saturating_sub(earlier.major_faults),
-            allocations: counter(self.allocations, earlier.allocations),
-            allocated_bytes: counter(self.allocated_bytes, earlier.allocated_bytes),
-            deallocations: counter(self.deallocations, earlier.deallocations),
-            deallocated_bytes: counter(self.deallocated_bytes, earlier.deallocated_bytes),
-            oom_kills: self.oom_kills.saturating_sub(earlier.oom_kills),
-            ..*self
-        }
-    }
 }
 
 #[cfg(test)]
@@ -399,20 +356,5 @@ mod tests {
         let earlier = Sample::of([ended.clone(), row(6, 1, 1)]);
         let later = Sample::of([ended, row(6, 1, 4)]);
         assert_eq!(delta(&earlier, &later).processes, [row(6, 1, 3)]);
-    }
-
-    #[test]
-    fn gauges_stay_and_counters_are_subtracted() {
-        let usage = |faults, resident| MemUsage {
-            minor_faults: faults,
-            allocations: Some(faults + 1),
-            resident_bytes: Some(resident),
-            ..MemUsage::default()
-        };
-        let since = Usage::since(&usage(10, 5), &usage(4, 9));
-        assert_eq!((since.minor_faults, since.allocations), (6, Some(6)));
-        assert_eq!(since.resident_bytes, Some(5));
-        // an earlier one that is ahead is no reason to go below zero
-        assert_eq!(Usage::since(&usage(4, 5), &usage(10, 9)).minor_faults, 0);
     }
 }

@@ -9,34 +9,46 @@ use crate::{
 
 /// What a read does with the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Read {
+pub enum Read {
     /// It goes on.
     Snapshot,
     /// It ends, and the next begins.
     Reset,
 }
 
-/// A probe that reads by a walk over all tasks.
-pub(crate) trait TaskProbe: Probe {
+/// A probe that reads by a walk over all tasks, alone or joined with others.
+///
+/// [`Probe::snapshot`] and [`Probe::reset`] of such a probe are [`read_alone`].
+pub trait TaskProbe: Probe {
     /// The program of its iterator, which hands each task on (`HAND_ON`).
     fn iterator(&self) -> &'static str;
 
+    /// What the iterator is in.
     fn object(&self) -> &Object;
 
+    /// What the iterator is in.
     fn object_mut(&mut self) -> &mut Object;
 
     /// What has to be done right before the walk.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; the window then goes on.
     fn before_walk(&mut self, read: Read) -> Result<()>;
 
-    /// Takes in what the walk showed.
+    /// Takes in what the walk showed: what is [`records`](Walk::records) of the probe's
+    /// object. Ends the window if [`Walk::read`] says so.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to be read.
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<Self::Snapshot>;
 }
 
 /// A walk that has been made.
-pub(crate) struct Walk<'a> {
-    pub(crate) read: Read,
+pub struct Walk<'a> {
+    /// Whether it ends the window.
+    pub read: Read,
     /// The moment that the figures are of, `CLOCK_MONOTONIC`.
-    pub(crate) end_ns: u64,
+    pub end_ns: u64,
     bytes: &'a [u8],
 }
 
@@ -54,25 +66,25 @@ impl<'a> Walk<'a> {
     }
 
     /// What the iterator of an object wrote.
-    pub(crate) fn records(&self, object: &Object) -> Records<'a> {
+    pub fn records(&self, object: &Object) -> Records<'a> {
         Records::new(self.bytes, object.stream())
     }
 }
 
 /// The window of a probe, and what it keeps between walks.
 #[derive(Debug)]
-pub(crate) struct Windows {
+pub struct Windows {
     start_ns: u64,
 }
 
 impl Windows {
     /// The first begins here.
-    pub(crate) fn begin() -> Self {
+    pub fn begin() -> Self {
         Self { start_ns: sys::monotonic_ns() }
     }
 
     /// The window as a walk found it; the next begins there if the read ends it.
-    pub(crate) fn at(&mut self, walk: &Walk<'_>) -> Window {
+    pub fn at(&mut self, walk: &Walk<'_>) -> Window {
         let window = Window { start_ns: self.start_ns, end_ns: walk.end_ns };
         if walk.read == Read::Reset {
             self.start_ns = walk.end_ns;
@@ -82,7 +94,10 @@ impl Windows {
 }
 
 /// A read of one probe by itself.
-pub(crate) fn read_alone<P: TaskProbe>(probe: &mut P, read: Read) -> Result<P::Snapshot> {
+///
+/// # Errors
+/// Where the kernel refuses to be read.
+pub fn read_alone<P: TaskProbe>(probe: &mut P, read: Read) -> Result<P::Snapshot> {
     probe.before_walk(read)?;
     let iterator = probe.iterator();
     // The memory of a walk is some 300 bytes per task: kept from walk to walk.

@@ -10,6 +10,7 @@ mod memory;
 mod memory_limit;
 mod oracle;
 mod privilege;
+mod slab_trace;
 mod swap;
 
 pub use child::{
@@ -28,4 +29,5 @@ pub use oracle::{
     total_idle,
 };
 pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock};
+pub use slab_trace::{SlabEvent, SlabTrace};
 pub use swap::SwapFile;

@@ -111,9 +111,27 @@ pub struct LoadedObjects {
 }
 
 pub fn loaded_objects() -> LoadedObjects {
-    LoadedObjects {
-        // one that goes away while it is listed is an error, and gone
-        programs: aya::programs::loaded_programs().flatten().map(|program| program.id()).collect(),
-        maps: aya::maps::loaded_maps().flatten().map(|map| map.id()).collect(),
+    const PROGRAM_NEXT_ID: libc::c_long = 11;
+    const MAP_NEXT_ID: libc::c_long = 12;
+    LoadedObjects { programs: ids(PROGRAM_NEXT_ID), maps: ids(MAP_NEXT_ID) }
+}
+
+/// By number alone. To open a program array that is just being freed, as aya does to
+/// list it, makes kernels (6.18, 7.3) keep it for good: they clear it whenever its
+/// last descriptor is closed, and take a reference for each time but drop one only.
+fn ids(command: libc::c_long) -> BTreeSet<u32> {
+    // `union bpf_attr`: start_id, next_id, open_flags
+    let mut attr = [0_u32; 3];
+    let mut ids = BTreeSet::new();
+    loop {
+        #[expect(unsafe_code, reason = "aya lists by opening")]
+        // SAFETY: attr outlives the call and has the size that is given.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(&attr)) };
+        if result < 0 {
+            return ids;
+        }
+        attr[0] = attr[1];
+        ids.insert(attr[1]);
     }
 }

@@ -16,6 +16,8 @@ use std::{
 
 #[path = "memory_worker.rs"]
 mod memory_worker;
+#[path = "slab_worker.rs"]
+mod slab_worker;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -47,6 +49,13 @@ enum Work {
     LeaderExits,
     /// Does with memory what it is told, line by line; see `memory_worker`.
     Memory,
+    /// Has the kernel allocate as it is told, line by line; see `slab_worker`.
+    Slab,
+    /// So many datagrams, on a line of input, to a process of its own that receives
+    /// them; tells the pid of that, and when all have arrived.
+    Send { count: u32 },
+    /// The process that receives, on its standard input.
+    Receive { count: u32 },
     /// Loads a CPU probe, tells, and answers each pid with its CPU time in ns.
     HoldProbe,
     /// Work on disks.
@@ -155,6 +164,9 @@ fn main() -> anyhow::Result<()> {
             suite::exit_thread()
         }
         Work::Memory => memory_worker::serve(),
+        Work::Slab => slab_worker::serve(),
+        Work::Send { count } => slab_worker::send(count),
+        Work::Receive { count } => slab_worker::receive(count),
         Work::HoldProbe => {
             let mut probe = CpuProbe::builder().accounting(CpuAccounting::SchedSwitch).load()?;
             tell("loaded")?;

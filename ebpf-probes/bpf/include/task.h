@@ -63,27 +63,41 @@ struct task_about {
 	char comm[16];
 };
 
-/* False for a thread whose leader is gone already: it is being released. */
-static __always_inline bool read_about(struct task_about *about, struct task_struct *task)
+/* Both of the below; `rarely` is a constant, as for FOLLOW(). */
+static __always_inline bool read_about_if(bool rarely, struct task_about *about,
+					  struct task_struct *task)
 {
-	struct task_struct *leader = task->group_leader, *parent = task->real_parent;
+	struct task_struct *leader = FOLLOW(rarely, task, group_leader);
+	struct task_struct *parent = FOLLOW(rarely, task, real_parent);
 
-	if (leader->tgid != task->tgid)
+	if (FOLLOW(rarely, leader, tgid) != task->tgid)
 		return false;
 	about->tgid = task->tgid;
 	about->tid = task->pid;
-	about->process_start_ns = leader->start_boottime;
+	about->process_start_ns = FOLLOW(rarely, leader, start_boottime);
 	about->thread_start_ns = task->start_boottime;
-	about->threads = task->signal->nr_threads;
-	about->parent_tgid = parent->tgid;
-	about->parent_start_ns = parent->group_leader->start_boottime;
-	about->uid = task->cred->uid.val;
-	about->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
-	about->namespace_pid = namespace_pid(task, about->tid);
+	about->threads = FOLLOW(rarely, task, signal, nr_threads);
+	about->parent_tgid = FOLLOW(rarely, parent, tgid);
+	about->parent_start_ns = FOLLOW(rarely, parent, group_leader, start_boottime);
+	about->uid = FOLLOW(rarely, task, cred, uid.val);
+	about->cgroup_id = FOLLOW(rarely, task, cgroups, dfl_cgrp, kn, id);
+	about->namespace_pid = namespace_pid(rarely, task, about->tid);
 	if (task->flags & PF_KTHREAD)
 		about->flags |= ABOUT_KERNEL_THREAD;
 	__builtin_memcpy(about->comm, task->comm, sizeof(about->comm));
 	return true;
+}
+
+/* False for a thread whose leader is gone already: it is being released. */
+static __always_inline bool read_about(struct task_about *about, struct task_struct *task)
+{
+	return read_about_if(false, about, task);
+}
+
+/* The same, for programs that run once per process. */
+static __always_inline bool read_about_at_exit(struct task_about *about, struct task_struct *task)
+{
+	return read_about_if(true, about, task);
 }
 
 /*

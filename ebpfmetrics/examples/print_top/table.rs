@@ -8,22 +8,25 @@ use std::{
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table, Width, presets};
 use crossterm::style::Stylize;
-use ebpfmetrics::{Comm, CpuUsage, Degraded, MemUsage, ProcessInfo, Window};
+use ebpfmetrics::{
+    Comm, CpuUsage, Degraded, DiskCounters, JoinedProcess, MemUsage, ProcessInfo, Window,
+};
 
 use crate::{Interval, Options, Sort};
 
 /// The lines above the table: the machine as a whole, and what is missing.
 pub(crate) fn header(interval: &Interval, degraded: &[Degraded]) -> String {
-    let (cpu, mem) = &interval.parts;
+    let (cpu, mem, disk) = &interval.parts;
     let (window, cpus) = (interval.window, cpu.online_cpus);
     let machine = window.duration() * cpus as u32;
     let exited = cpu.processes.iter().filter(|process| process.info.exited).count();
     let interrupted = cpu.cpus.iter().map(|cpu| cpu.interrupted).sum();
-    let memory = mem.total();
+    let (memory, disks) = (mem.total(), disk.total());
     let mut header = format!(
         "{:.3} s: {} processes, {} more exited\n\
          {cpus} CPUs: {:.1} % busy, {} % idle, {} % interrupted or stolen\n\
-         Memory: {} MiB anonymous, {} MiB swapped out, {} minor and {} major faults\n",
+         Memory: {} MiB anonymous, {} MiB swapped out, {} minor and {} major faults\n\
+         Disks: {} reads, {} MiB; {} writes, {} MiB; {} flushes\n",
         window.duration().as_secs_f64(),
         cpu.processes.len() - exited,
         exited as u64 + cpu.folded.processes,
@@ -34,6 +37,11 @@ pub(crate) fn header(interval: &Interval, degraded: &[Degraded]) -> String {
         mebibytes(memory.swap_bytes),
         memory.minor_faults,
         memory.major_faults,
+        disks.reads,
+        mebibytes(Some(disks.read_bytes)),
+        disks.writes,
+        mebibytes(Some(disks.written_bytes)),
+        disks.flushes,
     );
     let killed = mem
         .oom_killed()
@@ -58,7 +66,7 @@ fn mebibytes(bytes: Option<u64>) -> String {
     bytes.map_or("-".into(), |bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 20)))
 }
 
-const COLUMNS: [(&str, u16); 11] = [
+const COLUMNS: [(&str, u16); 13] = [
     // At least so wide, for steady columns.
     ("PID", 7),
     ("THR", 6),
@@ -70,24 +78,35 @@ const COLUMNS: [(&str, u16); 11] = [
     ("CSW/s", 6),
     ("RSS", 7),
     ("PEAK", 7),
+    ("RD/s", 6),
+    ("WR/s", 6),
     ("COMM", 15),
 ];
 
 pub(crate) fn table(interval: &Interval, options: &Options, limit: usize) -> String {
     let rows = interval.processes().map(|process| {
-        let (cpu, mem) = process.rows;
-        let usage = (cpu.map(|row| row.usage), mem.map(|row| row.usage));
-        Row::new(process.id.pid, process.info, usage)
+        let JoinedProcess { id, info, rows: (cpu, mem, disk), .. } = process;
+        Row {
+            cpu: cpu.map(|row| row.usage).unwrap_or_default(),
+            mem: mem.map(|row| row.usage).unwrap_or_default(),
+            disk: disk.map(|row| row.usage.total).unwrap_or_default(),
+            ..Row::new(id.pid, info)
+        }
     });
     let mut rows: Vec<Row> = rows.filter(|row| row.exited || !options.threads).collect();
     if options.threads {
-        let (cpu, mem) = &interval.parts;
+        // What threads share is shown with each of them.
+        let (cpu, mem, disk) = &interval.parts;
         rows.extend(cpu.threads.iter().filter_map(|thread| {
             let pid = thread.process.pid;
-            let of_process = mem.process(pid).map(|row| row.usage);
-            let info = &cpu.process(pid)?.info;
-            let row = Row::new(pid, info, (Some(thread.usage), of_process));
-            Some(Row { count: thread.id.tid.to_string(), comm: thread.comm, ..row })
+            Some(Row {
+                count: thread.id.tid.to_string(),
+                comm: thread.comm,
+                cpu: thread.usage,
+                mem: mem.process(pid).map(|row| row.usage).unwrap_or_default(),
+                disk: disk.process(pid).map(|row| row.usage.total).unwrap_or_default(),
+                ..Row::new(pid, &cpu.process(pid)?.info)
+            })
         }));
     }
     rows.sort_by_key(|row| (Reverse(row.rank(options.sort)), row.pid));
@@ -117,14 +136,15 @@ struct Row {
     exited: bool,
     cpu: CpuUsage,
     mem: MemUsage,
+    disk: DiskCounters,
 }
 
 impl Row {
-    fn new(pid: u32, info: &ProcessInfo, (cpu, mem): (Option<CpuUsage>, Option<MemUsage>)) -> Self {
+    fn new(pid: u32, info: &ProcessInfo) -> Self {
         let &ProcessInfo { threads, uid, comm, exited, .. } = info;
         let count = if exited { "exited".into() } else { threads.to_string() };
-        let (cpu, mem) = (cpu.unwrap_or_default(), mem.unwrap_or_default());
-        Self { pid, count, uid, comm, exited, cpu, mem }
+        let (cpu, mem, disk) = Default::default();
+        Self { pid, count, uid, comm, exited, cpu, mem, disk }
     }
 
     fn rank(&self, sort: Sort) -> u128 {
@@ -138,6 +158,7 @@ impl Row {
             Sort::Mem => {
                 self.mem.resident_peak_bytes.max(self.mem.resident_bytes).unwrap_or(0).into()
             }
+            Sort::Disk => (self.disk.read_bytes + self.disk.written_bytes).into(),
             Sort::Pid => 0,
         }
     }
@@ -148,7 +169,9 @@ impl Row {
 
     fn cells(&self, window: Window) -> [Cell; COLUMNS.len()] {
         let (cpu, length) = (&self.cpu, window.duration());
-        let per_second = |count: u64| format!("{:.0}", count as f64 / length.as_secs_f64());
+        let per_second = |count: u64| format!("{:.0}", window.per_second(count));
+        let mebibytes_per_second =
+            |bytes: u64| format!("{:.1}", window.per_second(bytes) / f64::from(1 << 20));
         let texts = [
             self.pid.to_string(),
             self.count.clone(),
@@ -160,6 +183,8 @@ impl Row {
             per_second(self.switches()),
             mebibytes(self.mem.resident_bytes),
             mebibytes(self.mem.resident_peak_bytes),
+            mebibytes_per_second(self.disk.read_bytes),
+            mebibytes_per_second(self.disk.written_bytes),
             self.comm.to_string().replace(char::is_control, "?"), // It may hold anything.
         ];
         let dim = |cell: Cell| if self.exited { cell.fg(Color::DarkGrey) } else { cell };

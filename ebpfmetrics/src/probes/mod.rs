@@ -21,4 +21,5 @@ probes! {
     cpu: CpuProbe,
     disk: DiskProbe,
     mem: MemProbe,
+    slab: SlabProbe,
 }

@@ -1,21 +1,20 @@
 //! The driver: loads, attaches, reads.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     CpuFolded, CpuProcess, CpuSnapshot, CpuThread, CpuTime, CpuUsage,
     decode::{self, CpuReading, Totals, decode},
-    record::{self, ClocksRecord, EndingRecord, TaskRecord},
+    record::{self, ClocksRecord, EndingRecord, FoldedRecord, TaskRecord},
     threads::Threads,
 };
 use crate::{
     Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
     Result, Source,
-    ledger::Ledger,
+    ledger::{Decode, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
     sys,
-    task::ProcessKey,
     walk::{Read, TaskProbe, Walk, Windows, read_alone},
 };
 
@@ -220,30 +219,16 @@ impl CpuProbe {
 
     /// Brings the books up to date.
     fn read(&mut self, walk: &Walk<'_>) -> Result<()> {
-        // In the order of a process's end, and after the walk: who is gone by now is
-        // in one of these, or will be.
-        let mut ending = self.object.read_all::<ProcessKey, EndingRecord>("ending")?;
-        let ended = self.object.take_all::<ProcessKey, TaskRecord>("exited")?;
-        let folded = self.object.per_cpu("folded", 0)?;
-        let released: HashSet<_> = ended.iter().map(|(key, _)| key.process()).collect();
-        ending.retain(|(key, _)| !released.contains(&key.process()));
-
         let walked = decode(walk.records(&self.object), self.clock_offset_ns, self.threads)?;
         self.has_wait |= walked.has_wait;
-        self.ledger.live(walked.processes, walk.end_ns);
+        let decode = Decode::<_, EndingRecord, TaskRecord, FoldedRecord> {
+            ending: &decode::ending,
+            ended: &decode::ended,
+            folded: &decode::folded,
+        };
+        let live = (walked.processes, walk.end_ns);
+        self.ledger.read(&self.object, live, self.sees_all, decode)?;
         self.known_threads.live(walked.threads);
-        self.ledger.ended(ended.iter().map(|(_, record)| decode::ended(record)));
-        self.ledger.kernel_folded(
-            folded.iter().map(decode::folded).sum(),
-            &ending.iter().map(|(key, _)| key.process()).collect(),
-        );
-        if self.sees_all {
-            // In another PID namespace a zombie cannot be told from the gone.
-            let ending = ending.iter().filter_map(|(_, record)| decode::ending(record));
-            let taken = self.ledger.overdue(ending, walk.end_ns);
-            let taken: Vec<_> = taken.into_iter().map(ProcessKey::from).collect();
-            self.object.delete("ending", &taken)?;
-        }
         self.update_cpus(walked.cpus);
         Ok(())
     }

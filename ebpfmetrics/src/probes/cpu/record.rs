@@ -1,7 +1,7 @@
 //! The records of `ebpf-probes/bpf/cpu.bpf.c`.
 
 use crate::{
-    record::record,
+    record,
     task::{RecordHead, TaskAbout},
 };
 
@@ -27,7 +27,7 @@ pub(super) mod cpu_flags {
 
 record! {
     /// One task, or a process that has ended.
-    struct TaskRecord = "cpu_task_record" {
+    pub(super) struct TaskRecord = "cpu_task_record" {
         head: RecordHead,
         about: TaskAbout,
         sum_exec_ns: u64,
@@ -62,7 +62,7 @@ impl TaskRecord {
 
 record! {
     /// One CPU.
-    struct CpuRecord = "cpu_cpu_record" {
+    pub(super) struct CpuRecord = "cpu_cpu_record" {
         head: RecordHead,
         cpu: u32,
         flags: u32,
@@ -74,7 +74,7 @@ record! {
 
 record! {
     /// A process between its first exiting thread and its release.
-    struct EndingRecord = "cpu_ending_record" {
+    pub(super) struct EndingRecord = "cpu_ending_record" {
         run_queue_wait_ns: u64,
         migrations: u64,
         threads: u32,
@@ -85,7 +85,7 @@ record! {
 
 record! {
     /// The sum of the ended processes that found no room.
-    struct FoldedRecord = "cpu_folded_record" {
+    pub(super) struct FoldedRecord = "cpu_folded_record" {
         processes: u64,
         sum_exec_ns: u64,
         charged_ns: u64,
@@ -100,7 +100,7 @@ record! {
 
 record! {
     /// The scheduler's clock as the caller found it.
-    struct ClocksRecord = "cpu_clocks_record" {
+    pub(super) struct ClocksRecord = "cpu_clocks_record" {
         scheduler_ns: u64,
         set: u64,
     }

@@ -255,7 +255,7 @@ impl CpuUsage {
         self.percent_of_one_cpu(window) / online_cpus.max(1) as f64
     }
 
-    /// The sum of both; a wait that one of them does not know is not known.
+    /// The sum of both; a wait that only one of them has is taken as it is.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         Self {
@@ -264,8 +264,32 @@ impl CpuUsage {
             system: self.system + other.system,
             voluntary_switches: self.voluntary_switches + other.voluntary_switches,
             involuntary_switches: self.involuntary_switches + other.involuntary_switches,
-            run_queue_wait: self.run_queue_wait.zip(other.run_queue_wait).map(|(a, b)| a + b),
+            run_queue_wait: match (self.run_queue_wait, other.run_queue_wait) {
+                (Some(a), Some(b)) => Some(a + b),
+                (a, b) => a.or(b),
+            },
             migrations: self.migrations + other.migrations,
+        }
+    }
+}
+
+impl crate::Usage for CpuUsage {
+    fn plus(&self, other: &Self) -> Self {
+        CpuUsage::plus(self, other)
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        let time = |now: Duration, before| now.saturating_sub(before);
+        Self {
+            cpu_time: time(self.cpu_time, earlier.cpu_time),
+            user: time(self.user, earlier.user),
+            system: time(self.system, earlier.system),
+            voluntary_switches: self.voluntary_switches.saturating_sub(earlier.voluntary_switches),
+            involuntary_switches: (self.involuntary_switches)
+                .saturating_sub(earlier.involuntary_switches),
+            run_queue_wait: (self.run_queue_wait)
+                .map(|now| time(now, earlier.run_queue_wait.unwrap_or_default())),
+            migrations: self.migrations.saturating_sub(earlier.migrations),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Histogram,
-    record::record,
+    record,
     task::{RecordHead, TaskAbout},
 };
 
@@ -30,7 +30,7 @@ pub(super) mod process_flags {
 
 record! {
     /// One task.
-    struct TaskRecord = "disk_task_record" {
+    pub(super) struct TaskRecord = "disk_task_record" {
         head: RecordHead,
         about: TaskAbout,
         dirtied_bytes: u64,
@@ -43,7 +43,7 @@ record! {
 
 record! {
     /// A process that did I/O.
-    struct ProcessRecord = "disk_process_record" {
+    pub(super) struct ProcessRecord = "disk_process_record" {
         about: TaskAbout,
         dirtied_bytes: u64,
         cancelled_bytes: u64,
@@ -55,7 +55,7 @@ record! {
 record! {
     /// What a row is of.
     #[derive(PartialEq, Eq, PartialOrd, Ord, Hash)]
-    struct RowKey = "disk_row_key" {
+    pub(super) struct RowKey = "disk_row_key" {
         start_ns: u64,
         tgid: u32,
         device: u32,
@@ -66,7 +66,7 @@ record! {
 
 record! {
     /// What a process did on a device in one class and by one operation.
-    struct RowRecord = "disk_row_record" {
+    pub(super) struct RowRecord = "disk_row_record" {
         key: RowKey,
         bytes: u64,
         queue_ns: u64,
@@ -80,7 +80,7 @@ record! {
 
 record! {
     /// What user space tells the kernel side.
-    struct ControlRecord = "disk_control_record" {
+    pub(super) struct ControlRecord = "disk_control_record" {
         attached_ns: u64,
     }
 }

@@ -1,6 +1,6 @@
 //! The driver: loads, attaches, reads.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     MemFolded, MemProcess, MemSnapshot,
@@ -11,11 +11,10 @@ use super::{
 use crate::{
     Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
     Result, Source,
-    ledger::Ledger,
+    ledger::{Decode, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
     sys,
-    task::ProcessKey,
     walk::{Read, TaskProbe, Walk, Windows, read_alone},
 };
 
@@ -302,31 +301,15 @@ impl MemProbe {
 
     /// Brings the books up to date.
     fn read(&mut self, walk: &Walk<'_>) -> Result<()> {
-        // In the order of a process's end, and after the walk: who is gone by now is
-        // in one of these, or will be.
-        let mut ending = self.object.read_all::<ProcessKey, EndedRecord>("ending")?;
-        let ended = self.object.take_all::<ProcessKey, EndedRecord>("exited")?;
-        let folded = self.object.per_cpu::<FoldedRecord>("folded", 0)?;
-        let released: HashSet<_> = ended.iter().map(|(key, _)| key.process()).collect();
-        ending.retain(|(key, _)| !released.contains(&key.process()));
-
         let context = self.context;
         let mut processes = context.decode(walk.records(&self.object))?;
         self.fallback.complete(&mut processes);
-        self.ledger.live(processes, walk.end_ns);
-        self.ledger.ended(ended.iter().map(|(_, record)| context.ended(record)));
-        self.ledger.kernel_folded(
-            folded.iter().map(|record| context.folded(record)).sum(),
-            &ending.iter().map(|(key, _)| key.process()).collect(),
-        );
-        if self.sees_all {
-            // In another PID namespace a zombie cannot be told from the gone.
-            let ending = ending.iter().map(|(_, record)| context.ending(record));
-            let taken = self.ledger.overdue(ending, walk.end_ns);
-            let taken: Vec<_> = taken.into_iter().map(ProcessKey::from).collect();
-            self.object.delete("ending", &taken)?;
-        }
-        Ok(())
+        let decode = Decode::<_, EndedRecord, EndedRecord, FoldedRecord> {
+            ending: &|record| Some(context.ending(record)),
+            ended: &|record| context.ended(record),
+            folded: &|record| context.folded(record),
+        };
+        self.ledger.read(&self.object, (processes, walk.end_ns), self.sees_all, decode)
     }
 
     /// Writes down where the figures come from, and what does not.

@@ -2,7 +2,7 @@
 
 use crate::{
     ProcessId,
-    record::record,
+    record,
     task::{RecordHead, TaskAbout},
 };
 
@@ -32,7 +32,7 @@ pub(super) const SHMEM: usize = 3;
 
 record! {
     /// Page faults of a thread, and of those of its process that are gone.
-    struct FaultsRecord = "mem_faults_record" {
+    pub(super) struct FaultsRecord = "mem_faults_record" {
         minor: u64,
         major: u64,
         dead_minor: u64,
@@ -42,7 +42,7 @@ record! {
 
 record! {
     /// A process, told by its leader.
-    struct ProcessRecord = "mem_process_record" {
+    pub(super) struct ProcessRecord = "mem_process_record" {
         head: RecordHead,
         about: TaskAbout,
         faults: FaultsRecord,
@@ -54,7 +54,7 @@ record! {
 
 record! {
     /// A thread that is not the leader of its process.
-    struct ThreadRecord = "mem_thread_record" {
+    pub(super) struct ThreadRecord = "mem_thread_record" {
         head: RecordHead,
         process_start_ns: u64,
         tgid: u32,
@@ -72,7 +72,7 @@ impl ThreadRecord {
 
 record! {
     /// What a process holds.
-    struct HeldRecord = "mem_held_record" {
+    pub(super) struct HeldRecord = "mem_held_record" {
         head: RecordHead,
         process_start_ns: u64,
         tgid: u32,
@@ -98,7 +98,7 @@ impl HeldRecord {
 
 record! {
     /// The highest of something in a window.
-    struct PeakRecord = "mem_peak_record" {
+    pub(super) struct PeakRecord = "mem_peak_record" {
         epoch: u64,
         pages: u64,
         previous_pages: u64,
@@ -107,7 +107,7 @@ record! {
 
 record! {
     /// What events have told of a process.
-    struct TrackedRecord = "mem_tracked_record" {
+    pub(super) struct TrackedRecord = "mem_tracked_record" {
         head: RecordHead,
         process_start_ns: u64,
         tgid: u32,
@@ -131,7 +131,7 @@ impl TrackedRecord {
 
 record! {
     /// A process that has exited.
-    struct EndedRecord = "mem_ended_record" {
+    pub(super) struct EndedRecord = "mem_ended_record" {
         about: TaskAbout,
         faults: FaultsRecord,
         tracked: TrackedRecord,
@@ -145,7 +145,7 @@ record! {
 
 record! {
     /// The sum of the ended processes that found no room.
-    struct FoldedRecord = "mem_folded_record" {
+    pub(super) struct FoldedRecord = "mem_folded_record" {
         processes: u64,
         minor_faults: u64,
         major_faults: u64,
@@ -159,7 +159,7 @@ record! {
 
 record! {
     /// What a CPU saw last.
-    struct SeenRecord = "mem_seen_record" {
+    pub(super) struct SeenRecord = "mem_seen_record" {
         owner_start_ns: u64,
         epoch: u64,
         pages: u64,

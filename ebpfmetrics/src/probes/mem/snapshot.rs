@@ -306,3 +306,45 @@ impl MemUsage {
         }
     }
 }
+
+impl crate::Usage for MemUsage {
+    fn plus(&self, other: &Self) -> Self {
+        MemUsage::plus(self, other)
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        let counter = |now: Option<u64>, before: Option<u64>| {
+            now.map(|now| now.saturating_sub(before.unwrap_or_default()))
+        };
+        Self {
+            minor_faults: self.minor_faults.saturating_sub(earlier.minor_faults),
+            major_faults: self.major_faults.saturating_sub(earlier.major_faults),
+            allocations: counter(self.allocations, earlier.allocations),
+            allocated_bytes: counter(self.allocated_bytes, earlier.allocated_bytes),
+            deallocations: counter(self.deallocations, earlier.deallocations),
+            deallocated_bytes: counter(self.deallocated_bytes, earlier.deallocated_bytes),
+            oom_kills: self.oom_kills.saturating_sub(earlier.oom_kills),
+            ..*self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gauges_stay_and_counters_are_subtracted() {
+        let usage = |faults, resident| MemUsage {
+            minor_faults: faults,
+            allocations: Some(faults + 1),
+            resident_bytes: Some(resident),
+            ..MemUsage::default()
+        };
+        let since = crate::Usage::since(&usage(10, 5), &usage(4, 9));
+        assert_eq!((since.minor_faults, since.allocations), (6, Some(6)));
+        assert_eq!(since.resident_bytes, Some(5));
+        // an earlier one that is ahead is no reason to go below zero
+        assert_eq!(crate::Usage::since(&usage(4, 5), &usage(10, 9)).minor_faults, 0);
+    }
+}

@@ -1,0 +1,31 @@
+//! What probes are made of, for probes in other crates.
+//!
+//! The probes of this library use nothing else. A probe consists of
+//!
+//! 1. **a BPF object**, compiled by its author against the headers of the crate
+//!    `ebpf-probes` (`task.h` has the head of records, the identity of tasks and the
+//!    joint walk; `compat.h` an accessor per difference between kernels). It keeps
+//!    counts in maps, tells of each task in an iterator that ends in `HAND_ON(ctx)`, and
+//!    of each process that ends in a final record;
+//! 2. **mirrors** of its records, made with [`record!`](crate::record);
+//! 3. **decoding**, as pure functions: [`Records`] of a walk to a [`Reading`] per process,
+//!    [`sum_up`] to add up threads;
+//! 4. **a ledger**: [`Ledger`] knows windows, baselines, processes that come and go and
+//!    final records that never come, for any [`Totals`];
+//! 5. **a driver**: [`Loader`] and [`Object`] load, attach and read; [`Probe`](crate::Probe)
+//!    and [`TaskProbe`] are implemented on top, and with them the probe has snapshots,
+//!    windows, streams, joins and groups.
+//!
+//! [`conformance`] has the tests that every probe has to pass.
+
+pub mod conformance;
+
+pub use crate::{
+    ledger::{
+        Ending, Folded, Known, Ledger, RELEASE_TIMEOUT_NS, Reading, TaskTotals, Totals, sum_up,
+    },
+    loader::{Loader, Object},
+    record::Record,
+    task::{ProcessKey, RecordHead, Records, TaskAbout, cast, invalid},
+    walk::{Read, TaskProbe, Walk, Windows, read_alone},
+};
