@@ -9,10 +9,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::{Btf, Ebpf, EbpfLoader, programs::BtfTracePoint};
+use aya::Ebpf;
 use ebpfmetrics::{CpuAccounting, CpuProbe, Probe as _};
 
-use crate::ping_pong::{PingPong, Run};
+use crate::{
+    ping_pong::{PingPong, Run},
+    support::{CLANG, Empty},
+};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -33,8 +36,6 @@ pub(crate) enum Kind {
 const BPFTRACE: &str = "tracepoint:sched:sched_switch { \
      if (@start[cpu]) { @ns[args->prev_pid] = sum(nsecs - @start[cpu]); } \
      @start[cpu] = nsecs; }";
-
-const CLANG: &str = "clang-19";
 
 impl Kind {
     pub(crate) fn has_program(self) -> bool {
@@ -115,7 +116,9 @@ impl Watcher {
             Kind::Nobody => Owner::Nobody,
             Kind::Ledger => Owner::Probe(Box::new(probe(CpuAccounting::Ledger)?)),
             Kind::SchedSwitch => Owner::Probe(Box::new(probe(CpuAccounting::SchedSwitch)?)),
-            Kind::Empty => Owner::Ebpf { _object: empty()? },
+            Kind::Empty => Owner::Ebpf {
+                _object: Empty::compile()?.attach(&[("empty_switch", "sched_switch")])?,
+            },
             Kind::Bpftrace | Kind::Cpudist => Owner::Tool(start_tool(kind)?),
         };
         Ok(Self { kind, owner })
@@ -199,19 +202,4 @@ fn programs_of(process: u32) -> Result<BTreeMap<u32, Program>> {
         }
     }
     Ok(programs)
-}
-
-fn empty() -> Result<Ebpf> {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/bpf/empty.bpf.c");
-    let output = Command::new(CLANG)
-        .args(["-O2", "-g", "-target", "bpf", "-c", source, "-o", "-"])
-        .output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let btf = Btf::from_sys_fs()?;
-    let mut object = EbpfLoader::new().btf(Some(&btf)).load(&output.stdout)?;
-    let program: &mut BtfTracePoint =
-        object.program_mut("empty_switch").context("no program")?.try_into()?;
-    program.load("sched_switch", &btf)?;
-    program.attach()?;
-    Ok(object)
 }
