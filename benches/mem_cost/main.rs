@@ -142,6 +142,10 @@ fn summed(shares: &[Share]) -> (f64, Quartiles) {
 const RELEASE_TIMEOUT: Duration = Duration::from_millis(700);
 const TRIES: usize = 5;
 
+/// After this the probe no longer waits for the release of a process, which else
+/// would show among those of the next try.
+const OVERDUE: Duration = Duration::from_millis(2200);
+
 /// What was attached or detached last is done with.
 fn settle() {
     thread::sleep(Duration::from_millis(30));
@@ -163,6 +167,7 @@ fn watched(watcher: &mut Watcher, worker: &mut Worker) -> Result<f64> {
             }
             thread::sleep(Duration::from_millis(10));
         }
+        thread::sleep(OVERDUE);
     }
     bail!("it does not see all children")
 }
@@ -235,25 +240,39 @@ fn descendants(snapshot: &MemSnapshot, of: ProcessId) -> HashSet<ProcessId> {
 /// ran, for others on the machine too.
 fn shares(watcher: &Watcher, worker: &mut Worker) -> Result<BTreeMap<String, Share>> {
     let _statistics = Statistics::enable()?;
-    let before = watcher.programs()?;
-    if before.is_empty() {
-        return Ok(BTreeMap::new());
+    for _ in 0..TRIES {
+        let before = watcher.programs()?;
+        if before.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let run = worker.play()?;
+        let start = Instant::now();
+        while start.elapsed() < RELEASE_TIMEOUT {
+            let after = watcher.programs()?;
+            if released(&before, &after) >= work::nearly_all(run.children) {
+                return shares_of(worker.work(), &run, &before, &after);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
-    let run = worker.play()?;
-    let released = |now: &Programs| {
-        const RELEASE: &str = "mem_free";
-        let runs = |of: &Programs| of.get(RELEASE).map_or(0, |program| program.runs);
-        !now.contains_key(RELEASE) || runs(now) - runs(&before) >= work::nearly_all(run.children)
-    };
-    let mut after = watcher.programs()?;
-    let start = Instant::now();
-    while !released(&after) && start.elapsed() < RELEASE_TIMEOUT {
-        thread::sleep(Duration::from_millis(10));
-        after = watcher.programs()?;
-    }
-    let work = worker.work();
+    bail!("it does not see the release of all processes")
+}
+
+/// How many processes have been released; any number if the watcher does not look.
+fn released(before: &Programs, after: &Programs) -> u64 {
+    const RELEASE: &str = "mem_free";
+    let runs = |programs: &Programs| programs.get(RELEASE).map(|program| program.runs);
+    runs(after).zip(runs(before)).map_or(u64::MAX, |(after, before)| after - before)
+}
+
+fn shares_of(
+    work: Work,
+    run: &Run,
+    before: &Programs,
+    after: &Programs,
+) -> Result<BTreeMap<String, Share>> {
     let mut shares = BTreeMap::new();
-    for (program, now) in &after {
+    for (program, now) in after {
         let then = before.get(program).copied().unwrap_or_default();
         let (count, time) = (now.runs - then.runs, now.time - then.time);
         let least = run.events_at_least(work, program);

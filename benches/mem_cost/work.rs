@@ -123,11 +123,9 @@ impl Run {
             Work::Grow if program.contains("resident") => self.operations,
             Work::MapTouched if program.contains("resident") => 2 * self.operations,
             Work::Map | Work::MapTouched if program.contains("space") => 2 * self.operations,
-            Work::Fork | Work::Exec => match program {
-                "mem_exit" | "mem_fork" => self.operations,
-                "mem_free" => nearly_all(self.operations),
-                _ => 0,
-            },
+            Work::Fork | Work::Exec if ["mem_exit", "mem_fork"].contains(&program) => {
+                self.operations
+            }
             _ => 0,
         }
     }
