@@ -1,13 +1,13 @@
-//! What one reading of all processes costs, in CPU time: a snapshot of the probe
+//! What one reading of all processes costs, in CPU time: snapshots of the probes
 //! beside the crates that read `/proc`, in turns, with many processes alive.
 #![expect(clippy::print_stdout, reason = "a bench tells its results")]
 
 mod support;
 
-use std::{collections::HashSet, hint::black_box};
+use std::{cell::RefCell, collections::HashSet, hint::black_box, rc::Rc};
 
 use anyhow::{Result, bail, ensure};
-use ebpfmetrics::{CpuProbe, Probe as _};
+use ebpfmetrics::{CpuProbe, Joined, Kernel, MemProbe, Probe, ProcessRow as _, ProcessRows};
 use procfs::Current as _;
 use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
@@ -67,30 +67,51 @@ fn bench() -> Result<()> {
     Ok(())
 }
 
-/// Someone who reads CPU time, user and system time, switches and names of all
-/// processes, and tells whom they saw.
+/// Someone who reads what `name` says of all processes, with their names, and tells
+/// whom they saw.
 struct Reader {
     name: &'static str,
     read: Box<dyn FnMut() -> Result<Vec<u32>>>,
 }
 
+/// Reads a probe, which others may read too.
+fn read<P: Probe<Snapshot: ProcessRows>>(probe: &Rc<RefCell<P>>) -> Result<Vec<u32>> {
+    let snapshot = black_box(probe.borrow_mut().snapshot()?);
+    Ok(snapshot.rows().iter().map(|row| row.id().pid).collect())
+}
+
 fn readers() -> Result<Vec<Reader>> {
-    let mut probe = CpuProbe::builder().load()?;
-    let ebpfmetrics = move || {
-        let snapshot = black_box(probe.snapshot()?);
-        Ok(snapshot.processes.iter().map(|process| process.id.pid).collect())
+    let kernel = Kernel::read()?;
+    let load = || -> Result<_> {
+        let cpu = CpuProbe::builder().load_on(&kernel)?;
+        Ok((cpu, MemProbe::builder().load_on(&kernel)?))
+    };
+    let mut joined = Joined::new(load()?)?;
+    let (cpu, mem) = load()?;
+    let (cpu, mem) = (Rc::new(RefCell::new(cpu)), Rc::new(RefCell::new(mem)));
+    let (cpu_alone, mem_alone) = (Rc::clone(&cpu), Rc::clone(&mem));
+    let joined = move || {
+        let snapshot = black_box(joined.snapshot()?);
+        Ok(snapshot.processes().map(|process| process.id.pid).collect())
+    };
+    let separately = move || {
+        read(&cpu)?;
+        read(&mem)
     };
     let mut system = System::new()?;
     let sysinfo = move || {
-        let what = ProcessRefreshKind::nothing().with_cpu().without_tasks();
+        let what = ProcessRefreshKind::nothing().with_cpu().with_memory().without_tasks();
         system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
         Ok(system.processes().keys().map(|pid| pid.as_u32()).collect())
     };
     Ok(vec![
-        Reader { name: "ebpfmetrics", read: Box::new(ebpfmetrics) },
+        Reader { name: "CpuProbe and MemProbe, joined", read: Box::new(joined) },
+        Reader { name: "both, read separately", read: Box::new(separately) },
+        Reader { name: "CpuProbe", read: Box::new(move || read(&cpu_alone)) },
+        Reader { name: "MemProbe", read: Box::new(move || read(&mem_alone)) },
         Reader { name: "procfs: stat, status", read: Box::new(|| proc(false)) },
         Reader { name: "procfs: stat, status, schedstat", read: Box::new(|| proc(true)) },
-        Reader { name: "sysinfo: CPU only (no switches)", read: Box::new(sysinfo) },
+        Reader { name: "sysinfo: CPU, memory", read: Box::new(sysinfo) },
     ])
 }
 
@@ -99,7 +120,8 @@ fn proc(schedstat: bool) -> Result<Vec<u32>> {
     let mut pids = Vec::new();
     for process in procfs::process::all_processes()?.flatten() {
         let (Ok(stat), Ok(status)) = (process.stat(), process.status()) else { continue };
-        black_box((&stat.comm, stat.utime, stat.stime, status.voluntary_ctxt_switches));
+        black_box((&stat.comm, stat.utime, stat.stime, stat.minflt));
+        black_box((status.voluntary_ctxt_switches, status.vmsize, status.vmrss, status.vmhwm));
         if schedstat && let Ok(schedstat) = process.schedstat() {
             black_box(schedstat.sum_exec_runtime);
         }

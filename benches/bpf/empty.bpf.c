@@ -9,3 +9,15 @@ int empty_switch(void *ctx)
 {
 	return 0;
 }
+
+SEC("tp_btf/rss_stat")
+int empty_resident(void *ctx)
+{
+	return 0;
+}
+
+SEC("tp_btf/mmap_lock_released")
+int empty_space(void *ctx)
+{
+	return 0;
+}

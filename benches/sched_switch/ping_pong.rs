@@ -8,9 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use procfs::process::Process;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::support::{self, Helper, process_cpu_ns};
+use crate::support::{self, Helper, pin_to_last_cpu, process_cpu_ns};
 
 /// The two processes, alive for the whole bench.
 pub(crate) struct PingPong {
@@ -107,12 +106,4 @@ fn switches(process: &Process) -> Result<u64> {
     let status = process.status()?;
     let switches = status.voluntary_ctxt_switches.zip(status.nonvoluntary_ctxt_switches);
     switches.map(|(one, other)| one + other).context("no switches in status")
-}
-
-fn pin_to_last_cpu() -> Result<()> {
-    let allowed = sched_getaffinity(None)?;
-    let last = (0..CpuSet::MAX_CPU).rev().find(|&cpu| allowed.is_set(cpu)).context("no CPU")?;
-    let mut one = CpuSet::new();
-    one.set(last);
-    Ok(sched_setaffinity(None, &one)?)
 }

@@ -1,5 +1,7 @@
 //! What the benches share: helper processes, clocks, statistics.
-#![allow(dead_code, reason = "each bench uses its part")]
+#![allow(dead_code, unused_imports, reason = "each bench uses its part")]
+
+mod empty;
 
 pub(crate) mod tools;
 
@@ -12,7 +14,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+    time::{ClockId, clock_gettime},
+};
+
+pub(crate) use empty::{CLANG, Empty};
 
 /// What this program was started as.
 pub(crate) enum Role {
@@ -54,6 +61,10 @@ impl Helper {
         Ok(Self { child, input, output })
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The numbers of its answer.
     pub(crate) fn ask<T: FromStr, const N: usize>(
         &mut self,
@@ -89,6 +100,15 @@ pub(crate) fn serve(mut answer: impl FnMut(usize) -> Result<String>) -> Result<(
 pub(crate) fn process_cpu_ns() -> u64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Lets this process, and those that it starts, run on one CPU only.
+pub(crate) fn pin_to_last_cpu() -> Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let last = (0..CpuSet::MAX_CPU).rev().find(|&cpu| allowed.is_set(cpu)).context("no CPU")?;
+    let mut one = CpuSet::new();
+    one.set(last);
+    Ok(sched_setaffinity(None, &one)?)
 }
 
 /// The quantiles 25, 50 and 75 %.
