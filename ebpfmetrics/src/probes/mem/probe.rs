@@ -29,8 +29,8 @@ pub enum MemPeaks {
     #[default]
     Folded,
     /// At every change of a page count, with what this CPU has not handed in yet.
-    /// To the page for a process with one thread; costs half as much again. Linux
-    /// 6.2.
+    /// To the page for a process with one thread; costs three times as much per page.
+    /// Linux 6.2.
     PageExact,
 }
 
