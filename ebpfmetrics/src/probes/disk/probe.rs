@@ -273,7 +273,7 @@ impl DiskProbe {
             sees_all: in_initial_pid_namespace(),
             has_io_accounting: false,
             windows: Windows::begin(),
-            ledger: Ledger::new(options.max_exited as usize, sys::boottime_ns()),
+            ledger: Ledger::begin(options.max_exited as usize),
             rows: RowBook::default(),
             row_count,
             devices: DeviceBook::default(),

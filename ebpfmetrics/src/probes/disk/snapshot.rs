@@ -1,7 +1,7 @@
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use super::usage::{DiskByClass, DiskCounters, DiskLatency, DiskUsage};
-use crate::{Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Window, usage::process_rows};
+use crate::{Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Window, process_rows};
 
 /// What every process did with the disks in a window.
 ///
