@@ -61,7 +61,7 @@ fn a_consumer_that_oversleeps_gets_one_longer_interval_and_loses_nothing() {
     let last = intervals.next().unwrap().unwrap();
     cpu_time += row(work.pid(), &last.snapshot.parts).0.cpu_time;
     minor += row(worker.pid(), &last.snapshot.parts).1.minor_faults;
-    assert_eq!(cpu_time.as_nanos() as u64, schedstat(work.pid()).unwrap().cpu_ns);
+    assert_all_told(cpu_time, work.pid());
     assert_eq!(minor, truth);
     assert_eq!(last.snapshot.losses().get("exit_record_missing"), Some(0));
 }
@@ -84,6 +84,15 @@ fn ticks_do_not_drift() {
     // and the probe goes on
     let mut probe = intervals.into_inner();
     assert_eq!(probe.snapshot().unwrap().window.start_ns, end);
+}
+
+/// Of a process that was stopped. What it was told to have while it ran is never taken
+/// back, and that may be ahead by what a hypervisor took since the last tick.
+#[track_caller]
+fn assert_all_told(told: Duration, pid: u32) {
+    let truth = Duration::from_nanos(schedstat(pid).unwrap().cpu_ns);
+    let tick = Duration::from_millis(4);
+    assert!((truth..truth + tick).contains(&told), "{told:?} told, schedstat {truth:?}");
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -149,7 +158,7 @@ fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
         work
     });
     let truth = Duration::from_nanos(schedstat(work.pid()).unwrap().cpu_ns);
-    assert_eq!(cpu_times[0], truth, "all intervals together");
+    assert_all_told(cpu_times[0], work.pid());
     assert!(cpu_times[1] <= truth && cpu_times[1] > truth / 2);
     assert!(ended[0] > ended[1] && ended[1] > ended[2], "{ended:?}");
     let left = poll(Duration::from_secs(10), || {
