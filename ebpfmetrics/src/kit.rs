@@ -27,5 +27,5 @@ pub use crate::{
     loader::{Loader, Object},
     record::Record,
     task::{ProcessKey, RecordHead, Records, TaskAbout, cast, invalid},
-    walk::{Read, TaskProbe, Walk, Windows, read_alone},
+    walk::{Read, TaskProbe, UsageOf, Walk, Windows, read_alone},
 };

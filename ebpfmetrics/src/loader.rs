@@ -1,18 +1,18 @@
 //! Types, objects, programs and maps in the kernel. The only file that names aya.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     error::Error as StdError,
     ffi::CString,
     fs, io,
     ops::Deref,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
 use aya::{
-    maps::{Array, Map, MapData, MapError, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
     sys::SyscallError,
 };
 use aya_obj::{EbpfSectionKind, Function, ProgramSection};
@@ -59,8 +59,8 @@ impl Loader {
 
     /// What to report of a probe for whom the kernel's BTF cannot be read: the
     /// first thing that it lacks.
-    pub fn lacking<P: crate::Probe>(error: Error) -> Error {
-        let preflight = preflight_for(&[(P::NAME, P::requirements())]);
+    pub fn lacking(probe: &'static str, requirements: Requirements, error: Error) -> Error {
+        let preflight = preflight_for(&[(probe, requirements)]);
         preflight.require().err().unwrap_or(error)
     }
 
@@ -88,7 +88,7 @@ impl Loader {
         static STREAMS: AtomicU16 = AtomicU16::new(0);
         let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
         let mut object = aya_obj::Object::parse(self.bytes)?;
-        let mut globals: HashMap<&str, (&[u8], bool)> =
+        let mut globals: std::collections::HashMap<&str, (&[u8], bool)> =
             self.globals.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect();
         globals.insert("stream", (bytemuck::bytes_of(&stream), false));
         object.patch_map_data(globals)?;
@@ -445,6 +445,24 @@ impl Object {
         self.batch(map, sys::take_all)
     }
 
+    /// The value of a key of a hash map, which keeps it.
+    pub fn lookup<K: Pod, V: Pod>(&self, map: &str, key: &K) -> Result<Option<V>> {
+        let hash = HashMap::<&MapData, Value<K>, Value<V>>::try_from(self.map(map)?);
+        match hash.and_then(|hash| hash.get(&Value(*key), 0)) {
+            Ok(value) => Ok(Some(value.0)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(self.unreadable(map, error)),
+        }
+    }
+
+    /// Takes a ring buffer out of the object, to be read.
+    pub(crate) fn take_ring(&mut self, map: &str) -> Result<Ring> {
+        self.map(map)?;
+        let taken = self.parts.maps.remove(map).map(RingBuf::try_from);
+        let taken = taken.unwrap_or(Err(MapError::InvalidName { name: map.to_owned() }));
+        taken.map(Ring).map_err(|error| self.unreadable(map, error))
+    }
+
     /// Deletes entries of a hash map.
     pub fn delete<K: Pod>(&self, map: &str, keys: &[K]) -> Result<()> {
         self.batch(map, |fd| sys::delete_all(fd, keys))
@@ -593,13 +611,38 @@ impl RecordBuffer {
     }
 }
 
+/// A ring buffer, of which this is the one reader.
+pub(crate) struct Ring(RingBuf<MapData>);
+
+impl Ring {
+    /// Takes the next record, if there is one; it is gone from the buffer afterwards.
+    pub(crate) fn next<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.0.next().map(|record| read(&record))
+    }
+
+    /// The kernel memory that it takes.
+    pub(crate) fn bytes(&self) -> Result<u64> {
+        sys::fd_info(self.as_fd(), "memlock").map_err(|error| {
+            let text = "the kernel does not tell of a ring buffer";
+            Error::new(ErrorKind::System, text).with_source(error)
+        })
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 fn map_data(map: &Map) -> &MapData {
     match map {
         Map::Array(data)
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
-        | Map::ProgramArray(data) => data,
+        | Map::ProgramArray(data)
+        | Map::RingBuf(data) => data,
         _ => unreachable!("the objects of this crate have no map of another type"),
     }
 }

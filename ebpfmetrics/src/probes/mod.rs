@@ -19,6 +19,7 @@ macro_rules! probes {
 
 probes! {
     cpu: CpuProbe,
+    events: Events,
     mem: MemProbe,
     slab: SlabProbe,
 }

@@ -8,12 +8,13 @@ use super::{
     record::{self, FoldedRecord, ProcessRecord, TallyRecord, size_told},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
     Result, Source,
-    ledger::{Decode, Ledger, Totals as _},
+    ledger::{Decode, Known, Ledger, Totals as _},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
     sys,
+    task::ProcessKey,
     walk::{Read, TaskProbe, Walk, Windows, read_alone},
 };
 
@@ -135,7 +136,7 @@ impl SlabProbeBuilder {
     /// # Errors
     /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
     pub fn load(self) -> Result<SlabProbe> {
-        let kernel = Kernel::read().map_err(Loader::lacking::<SlabProbe>)?;
+        let kernel = Kernel::read().map_err(|error| Loader::lacking(SlabProbe::NAME, SlabProbe::requirements(), error))?;
         self.load_on(&kernel)
     }
 
@@ -377,6 +378,14 @@ impl TaskProbe for SlabProbe {
             self.kernel_losses = losses;
         }
         Ok(snapshot)
+    }
+
+    fn final_usage(&self, process: ProcessId) -> Result<Option<SlabUsage>> {
+        let record: Option<ProcessRecord> = self.object.lookup("exited", &ProcessKey::from(process))?;
+        Ok(record.map(|record| {
+            let known = Known::since_start(decode::reading(&record));
+            SlabProcess::new(&known, self.addresses).usage
+        }))
     }
 }
 
