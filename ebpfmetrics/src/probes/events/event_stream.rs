@@ -39,6 +39,8 @@ pub struct EventStream(AsyncFd<Events>);
 
 impl EventStream {
     pub(super) fn new(events: Events) -> Result<Self> {
+        #[allow(deprecated, reason = "what came instead in tokio 1.54 is unsafe, for types that \
+                                      change their descriptor: this one does not")]
         AsyncFd::with_interest(events, Interest::READABLE).map(Self).map_err(failed)
     }
 
