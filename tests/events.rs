@@ -355,6 +355,7 @@ fn what_finds_no_room_is_counted_exactly() {
     const COUNT: u32 = 2000;
     let mut events = Events::builder().started(true).buffer_bytes(1).load().unwrap();
     let mut reference = Events::builder().started(true).load().unwrap();
+    let _statistics = Statistics::enable().unwrap();
     let mut work = Workload::start(WORKLOAD, &["children", &COUNT.to_string(), "10"]);
     work.line();
     let mut told = Told::default();
@@ -364,9 +365,13 @@ fn what_finds_no_room_is_counted_exactly() {
         told.take(event, work.pid(), None);
     }
     let mut all = Told::default();
+    let mut of_all = 0;
     for event in reference.drain() {
+        of_all += 1;
         all.take(event, work.pid(), None);
     }
+    let cost = reference.cost().unwrap();
+    println!("{delivered} of {of_all}, {} lost; without a reader {cost:?}", told.lost);
     assert_eq!((all.started.len(), all.lost), (COUNT as usize, 0));
     // 4 KiB hold some 30 events
     assert!((20..40).contains(&delivered), "{delivered}");
@@ -374,8 +379,10 @@ fn what_finds_no_room_is_counted_exactly() {
     let losses = events.losses().unwrap();
     assert!(losses.get("started").unwrap() >= told.lost, "{losses:?}");
     assert!(losses.check().is_err());
-    // others of the machine start processes too: few
-    assert!(told.lost + delivered <= u64::from(COUNT) + 200, "{} and {delivered}", told.lost);
+    // the two begin and end some ms apart, and others start processes meanwhile
+    let counted = told.lost + delivered;
+    let apart = if hides_events() { 500 } else { 5 };
+    assert!(counted.abs_diff(of_all) <= apart, "{counted} by one, {of_all} by the other");
 
     // there is room again: nothing more is lost
     let more = |events: &mut Events| events.drain().collect::<Vec<_>>();

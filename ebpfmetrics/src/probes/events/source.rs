@@ -29,6 +29,8 @@ use crate::{
 /// * **Capabilities**: `CAP_BPF` and `CAP_PERFMON`, or root.
 /// * **Errors**: as [`preflight`](crate::preflight()) tells beforehand.
 /// * **Kernel memory**: the buffer; 2 MiB more if exits are told.
+/// * **Cost**: some 1 us per event, and up to 12 us where a reader waits and is woken
+///   (measured in a virtual machine). Events that gather wake it once.
 /// * **Losses**: what finds no room in the buffer is counted, and told in the stream
 ///   where it is missing ([`Event::Lost`]); [`losses`](Events::losses) has the totals, by
 ///   kind.
