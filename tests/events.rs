@@ -187,6 +187,7 @@ fn the_descriptor_is_readable_when_there_is_something() {
 #[test]
 fn a_threshold_is_told_once_per_crossing() {
     let mut events = Events::builder().memory_threshold(200 * MIB).load().unwrap();
+    let _statistics = Statistics::enable().unwrap();
     let mut worker = Workload::start(WORKLOAD, &["memory"]);
     let pid = worker.pid();
     let mut count = |worker: &mut Workload| {
@@ -221,6 +222,7 @@ fn a_threshold_is_told_once_per_crossing() {
     worker.ask("map 1 150000");
     worker.ask("touch 1");
     assert_eq!(count(&mut worker).len(), 1, "again from below");
+    println!("{:?}", events.cost().unwrap());
     assert_eq!(events.losses().unwrap().total(), 0);
     support("events.memory_threshold", true, "tp_btf/rss_stat");
 }
