@@ -14,7 +14,9 @@ use ebpfmetrics::{
     CpuProbe, ErrorKind, Event, Events, EventsBuilder, MemProbe, Probe as _, ProcessId, Statistics,
     kit::TaskProbe as _,
 };
-use ebpfmetrics_suite::{MemoryLimit, Workload, loaded_objects, monotonic_ns, poll, support};
+use ebpfmetrics_suite::{
+    MemoryLimit, Workload, emulated, loaded_objects, monotonic_ns, poll, support,
+};
 use futures_core::Stream as _;
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -283,10 +285,14 @@ impl Told {
     }
 }
 
-/// 20,000, with `EBPFMETRICS_LONG` set 100,000.
+/// 20,000 (where everything is emulated 2,000), with `EBPFMETRICS_LONG` set 100,000.
 #[test]
 fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
-    let count: u32 = if std::env::var_os("EBPFMETRICS_LONG").is_some() { 100_000 } else { 20_000 };
+    let count: u32 = match std::env::var_os("EBPFMETRICS_LONG") {
+        Some(_) => 100_000,
+        None if emulated() => 2000,
+        None => 20_000,
+    };
     let hides = hides_events();
     let _busy = keep_cpus_busy(hides);
     let cpu = CpuProbe::builder().max_exited(count * 3).load().unwrap();
