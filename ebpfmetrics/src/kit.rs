@@ -29,5 +29,5 @@ pub use crate::{
     preflight::in_initial_pid_namespace,
     record::Record,
     task::{ProcessKey, RecordHead, Records, TaskAbout, cast, invalid},
-    walk::{Read, TaskProbe, Walk, Windows, read_alone},
+    walk::{Read, TaskProbe, UsageOf, Walk, Windows, read_alone},
 };

@@ -163,6 +163,11 @@ impl<T: Totals> Known<T> {
         }
     }
 
+    /// A process that has ended, with all its counters since its start.
+    pub fn since_start(reading: Reading<T>) -> Self {
+        Self::new(reading.clone()).end(reading)
+    }
+
     /// Counters since the window began.
     pub fn counters(&self) -> T {
         self.last.minus(&self.baseline)

@@ -1,18 +1,18 @@
 //! Types, objects, programs and maps in the kernel. The only file that names aya.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     error::Error as StdError,
     ffi::CString,
     fs, io,
     ops::Deref,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
 use aya::{
-    maps::{Array, Map, MapData, MapError, PerCpuArray, ProgramArray, Stack},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, Stack},
     sys::SyscallError,
 };
 use aya_obj::{EbpfSectionKind, Function, ProgramSection};
@@ -57,11 +57,15 @@ impl Loader {
         self
     }
 
-    /// What to report of a probe for whom the kernel's BTF cannot be read: the
-    /// first thing that it lacks.
-    pub fn lacking<P: crate::Probe>(error: Error) -> Error {
-        let preflight = preflight_for(&[(P::NAME, P::requirements())]);
-        preflight.require().err().unwrap_or(error)
+    /// The description of the running kernel, for a probe.
+    ///
+    /// # Errors
+    /// Where its BTF cannot be read: the first thing that the probe lacks.
+    pub fn kernel(probe: &'static str, requirements: Requirements) -> Result<Kernel> {
+        Kernel::read().map_err(|error| {
+            let preflight = preflight_for(&[(probe, requirements)]);
+            preflight.require().err().unwrap_or(error)
+        })
     }
 
     /// Creates the maps and fits the programs to the kernel; none is loaded yet.
@@ -88,7 +92,7 @@ impl Loader {
         static STREAMS: AtomicU16 = AtomicU16::new(0);
         let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
         let mut object = aya_obj::Object::parse(self.bytes)?;
-        let mut globals: HashMap<&str, (&[u8], bool)> =
+        let mut globals: std::collections::HashMap<&str, (&[u8], bool)> =
             self.globals.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect();
         globals.insert("stream", (bytemuck::bytes_of(&stream), false));
         object.patch_map_data(globals)?;
@@ -483,6 +487,27 @@ impl Object {
         self.batch::<K, _>(map, Some(size_of::<V>()), sys::take_all)
     }
 
+    /// The value of a key of a hash map, which keeps it.
+    ///
+    /// # Errors
+    /// As for [`read_all`](Self::read_all).
+    pub fn lookup<K: Pod, V: Pod>(&self, map: &str, key: &K) -> Result<Option<V>> {
+        let hash = HashMap::<&MapData, Value<K>, Value<V>>::try_from(self.map(map)?);
+        match hash.and_then(|hash| hash.get(&Value(*key), 0)) {
+            Ok(value) => Ok(Some(value.0)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(self.unreadable(map, error)),
+        }
+    }
+
+    /// Takes a ring buffer out of the object, to be read.
+    pub(crate) fn take_ring(&mut self, map: &str) -> Result<Ring> {
+        self.map(map)?;
+        let taken = self.parts.maps.remove(map).map(RingBuf::try_from);
+        let taken = taken.unwrap_or(Err(MapError::InvalidName { name: map.to_owned() }));
+        taken.map(Ring).map_err(|error| self.unreadable(map, error))
+    }
+
     /// Deletes entries of a hash map; those already gone are no error.
     ///
     /// # Errors
@@ -670,6 +695,30 @@ impl RecordBuffer {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         &bytemuck::cast_slice(&self.words)[..self.length]
+    }
+}
+
+/// A ring buffer, of which this is the one reader.
+pub(crate) struct Ring(RingBuf<MapData>);
+
+impl Ring {
+    /// Takes the next record, if there is one; it is gone from the buffer afterwards.
+    pub(crate) fn next<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.0.next().map(|record| read(&record))
+    }
+
+    /// The kernel memory that it takes.
+    pub(crate) fn bytes(&self) -> Result<u64> {
+        sys::fd_info(self.as_fd(), "memlock").map_err(|error| {
+            let text = "the kernel does not tell of a ring buffer";
+            Error::new(ErrorKind::System, text).with_source(error)
+        })
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -221,6 +221,18 @@ pub(crate) fn fd_info(fd: BorrowedFd<'_>, field: &str) -> io::Result<u64> {
     text.lines().find_map(of_line).ok_or_else(|| io::Error::other(format!("no {field} in fdinfo")))
 }
 
+/// Waits until there is something to read, at most so long; whether there is.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let timeout = Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    let ready = poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&timeout))?;
+    Ok(ready > 0)
+}
+
 /// What perf events know a tracepoint by.
 pub(crate) fn tracepoint_id(category: &str, tracepoint: &str) -> io::Result<u64> {
     let read = |tracefs| fs::read_to_string(format!("{tracefs}/events/{category}/{tracepoint}/id"));

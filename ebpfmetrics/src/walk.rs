@@ -1,7 +1,7 @@
 //! One walk over all tasks, for one probe or for several together.
 
 use crate::{
-    Probe, Result, Window,
+    Probe, ProcessId, ProcessRow, ProcessRows, Result, Window,
     loader::{Object, RecordBuffer},
     sys,
     task::Records,
@@ -41,7 +41,26 @@ pub trait TaskProbe: Probe {
     /// # Errors
     /// Where the kernel refuses to be read.
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<Self::Snapshot>;
+
+    /// What a process used from its start (of the probe's own figures: from when the
+    /// probe was loaded) to its end: for who is told by
+    /// [`Events`](crate::Events) that it has exited.
+    ///
+    /// `None` if it has not, if a snapshot has been taken since (whose row has it then),
+    /// if it was beyond the bound of exited processes, and for probes that do not know.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to be read.
+    fn final_usage(&self, _process: ProcessId) -> Result<Option<UsageOf<Self>>>
+    where
+        Self::Snapshot: ProcessRows,
+    {
+        Ok(None)
+    }
 }
+
+/// What the rows of a probe say that a process did.
+pub type UsageOf<P> = <<<P as Probe>::Snapshot as ProcessRows>::Row as ProcessRow>::Usage;
 
 /// A walk that has been made.
 pub struct Walk<'a> {

@@ -35,6 +35,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_PROG_ARRAY = 3,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
 enum {
@@ -49,6 +50,8 @@ enum { BPF_F_NO_PREALLOC = 1 };
 #define PF_EXITING 0x00000004
 #define PF_KTHREAD 0x00200000
 #define EXIT_DEAD 0x00000010
+/* include/linux/sched/signal.h */
+#define SIGNAL_GROUP_EXIT 0x00000004
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -123,6 +126,8 @@ struct task_io_accounting {
 struct signal_struct {
 	atomic_t live;
 	int nr_threads;
+	int group_exit_code;
+	unsigned int flags;
 	u64 utime;
 	u64 stime;
 	unsigned long nvcsw;
@@ -138,6 +143,7 @@ struct task_struct {
 	unsigned int flags;
 	int prio;
 	int exit_state;
+	int exit_code;
 	int pid;
 	int tgid;
 	struct sched_entity se;

@@ -20,6 +20,7 @@ macro_rules! probes {
 probes! {
     cpu: CpuProbe,
     disk: DiskProbe,
+    events: Events,
     mem: MemProbe,
     slab: SlabProbe,
 }

@@ -9,12 +9,13 @@ use super::{
     threads::Threads,
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
     Result, Source,
-    ledger::{Decode, Ledger},
+    ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
     sys,
+    task::ProcessKey,
     walk::{Read, TaskProbe, Walk, Windows, read_alone},
 };
 
@@ -135,7 +136,7 @@ impl CpuProbeBuilder {
     /// # Errors
     /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
     pub fn load(self) -> Result<CpuProbe> {
-        let kernel = Kernel::read().map_err(Loader::lacking::<CpuProbe>)?;
+        let kernel = Loader::kernel(CpuProbe::NAME, CpuProbe::requirements())?;
         self.load_on(&kernel)
     }
 
@@ -408,6 +409,14 @@ impl TaskProbe for CpuProbe {
             self.rebase(losses);
         }
         Ok(snapshot)
+    }
+
+    fn final_usage(&self, process: ProcessId) -> Result<Option<CpuUsage>> {
+        let record: Option<TaskRecord> = self.object.lookup("exited", &ProcessKey::from(process))?;
+        Ok(record.map(|record| {
+            let known = Known::since_start(decode::ended(&record));
+            CpuProcess::new(&known, self.accounting, self.has_wait).usage
+        }))
     }
 }
 

@@ -158,7 +158,7 @@ impl DiskProbeBuilder {
     /// # Errors
     /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
     pub fn load(self) -> Result<DiskProbe> {
-        let kernel = Kernel::read().map_err(Loader::lacking::<DiskProbe>)?;
+        let kernel = Loader::kernel(DiskProbe::NAME, DiskProbe::requirements())?;
         self.load_on(&kernel)
     }
 

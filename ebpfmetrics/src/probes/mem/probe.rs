@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use super::{
-    MemFolded, MemProcess, MemSnapshot,
+    MemFolded, MemProcess, MemSnapshot, MemUsage,
     decode::{Context, Totals},
     fallback::Fallback,
     record::{self, EndedRecord, FoldedRecord},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
     Result, Source,
-    ledger::{Decode, Ledger},
+    ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
     sys,
+    task::ProcessKey,
     walk::{Read, TaskProbe, Walk, Windows, read_alone},
 };
 
@@ -165,7 +166,7 @@ impl MemProbeBuilder {
     /// # Errors
     /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
     pub fn load(self) -> Result<MemProbe> {
-        let kernel = Kernel::read().map_err(Loader::lacking::<MemProbe>)?;
+        let kernel = Loader::kernel(MemProbe::NAME, MemProbe::requirements())?;
         self.load_on(&kernel)
     }
 
@@ -439,6 +440,14 @@ impl TaskProbe for MemProbe {
             self.ledger.rebase();
         }
         Ok(snapshot)
+    }
+
+    fn final_usage(&self, process: ProcessId) -> Result<Option<MemUsage>> {
+        let record: Option<EndedRecord> = self.object.lookup("exited", &ProcessKey::from(process))?;
+        Ok(record.map(|record| {
+            let known = Known::since_start(self.context.ended(&record));
+            MemProcess::new(&known, self.context.tracks_space).usage
+        }))
     }
 }
 

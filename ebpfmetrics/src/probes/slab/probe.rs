@@ -8,11 +8,12 @@ use super::{
     record::{self, FoldedRecord, ProcessRecord, TallyRecord, size_told},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
     Result, Source,
-    ledger::{Decode, Ledger, Totals as _},
+    ledger::{Decode, Known, Ledger, Totals as _},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
+    task::ProcessKey,
     walk::{Read, TaskProbe, Walk, Windows, read_alone},
 };
 
@@ -134,7 +135,7 @@ impl SlabProbeBuilder {
     /// # Errors
     /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
     pub fn load(self) -> Result<SlabProbe> {
-        let kernel = Kernel::read().map_err(Loader::lacking::<SlabProbe>)?;
+        let kernel = Loader::kernel(SlabProbe::NAME, SlabProbe::requirements())?;
         self.load_on(&kernel)
     }
 
@@ -376,6 +377,14 @@ impl TaskProbe for SlabProbe {
             self.kernel_losses = losses;
         }
         Ok(snapshot)
+    }
+
+    fn final_usage(&self, process: ProcessId) -> Result<Option<SlabUsage>> {
+        let record: Option<ProcessRecord> = self.object.lookup("exited", &ProcessKey::from(process))?;
+        Ok(record.map(|record| {
+            let known = Known::since_start(decode::reading(&record));
+            SlabProcess::new(&known, self.addresses).usage
+        }))
     }
 }
 

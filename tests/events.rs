@@ -1,0 +1,472 @@
+//! Events the moment they happen.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    os::unix::process::ExitStatusExt as _,
+    pin::Pin,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ebpfmetrics::{
+    CpuProbe, ErrorKind, Event, Events, EventsBuilder, MemProbe, Probe as _, ProcessId, Statistics,
+    kit::TaskProbe as _,
+};
+use ebpfmetrics_suite::{
+    MemoryLimit, Workload, emulated, loaded_objects, monotonic_ns, poll, support,
+};
+use futures_core::Stream as _;
+
+const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
+const MIB: u64 = 1 << 20;
+/// Releases come an RCU grace period after the end.
+const LATE: Duration = Duration::from_secs(8);
+
+fn all() -> EventsBuilder {
+    Events::builder().started(true).executed(true).exited(true).oom_kills(true)
+}
+
+/// Where the first process of a machine is hidden from eBPF, so is what an idle CPU
+/// works off on its address space: releases among it.
+fn hides_events() -> bool {
+    CpuProbe::builder().load().unwrap().snapshot().unwrap().process(1).is_none()
+}
+
+fn keep_cpus_busy(hides: bool) -> Option<Workload> {
+    hides.then(|| Workload::start(WORKLOAD, &["spin", "2"]))
+}
+
+/// Takes events until one is the wanted or it is late.
+fn until(
+    events: &mut Events,
+    seen: &mut Vec<Event>,
+    wanted: impl Fn(&Event) -> bool,
+) -> Option<Event> {
+    let start = Instant::now();
+    while start.elapsed() < LATE {
+        events.wait(Duration::from_millis(100)).unwrap();
+        for event in events.drain() {
+            seen.push(event);
+        }
+        if let Some(event) = seen.iter().find(|event| wanted(event)) {
+            return Some(*event);
+        }
+    }
+    None
+}
+
+fn of(event: &Event, pid: u32) -> bool {
+    event.process().is_some_and(|process| process.id.pid == pid)
+}
+
+fn exited(event: &Event, pid: u32) -> bool {
+    of(event, pid) && matches!(event, Event::ProcessExited { .. })
+}
+
+#[test]
+fn a_process_is_told_from_its_start_to_its_end() {
+    let busy = keep_cpus_busy(hides_events());
+    let mut events = all().load().unwrap();
+    let start = monotonic_ns();
+    let mut child = Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().unwrap();
+    let pid = child.id();
+    child.wait().unwrap();
+    let end = monotonic_ns();
+    let mut seen = Vec::new();
+    let gone = until(&mut events, &mut seen, |event| exited(event, pid));
+    drop(busy);
+    seen.retain(|event| of(event, pid));
+    let [
+        Event::ProcessStarted { process: started },
+        Event::ProcessExecuted { process: executed },
+        rest @ ..,
+    ] = seen.as_slice()
+    else {
+        panic!("{seen:?}")
+    };
+    assert_eq!(started.info.parent.unwrap().pid, std::process::id());
+    assert_ne!(started.info.comm, "sh");
+    assert_eq!(executed.info.comm, "sh");
+    assert_eq!(executed.id, started.id);
+    assert!(start <= started.time_ns && started.time_ns <= executed.time_ns);
+    let Some(Event::ProcessExited { process, exit_status }) = gone else {
+        assert!(hides_events(), "no end: {seen:?}");
+        return;
+    };
+    assert_eq!(rest.len(), 1, "{seen:?}");
+    assert_eq!(process.id, started.id);
+    assert_eq!(exit_status.code(), Some(7));
+    assert!(process.info.exited);
+    assert_eq!(process.info.parent, started.info.parent);
+    assert_eq!(
+        (process.info.uid, process.info.cgroup_id),
+        (started.info.uid, started.info.cgroup_id)
+    );
+    assert!(executed.time_ns <= process.time_ns && process.time_ns <= end, "{seen:?}");
+    for kind in ["started", "executed", "exited"] {
+        support(&format!("events.{kind}"), true, "ring buffer");
+    }
+}
+
+#[test]
+fn a_signal_is_told_and_threads_are_not() {
+    let busy = keep_cpus_busy(hides_events());
+    let mut events = all().load().unwrap();
+    let work = Workload::start(WORKLOAD, &["threads", "200"]);
+    let pid = work.pid();
+    thread::sleep(Duration::from_millis(300));
+    work.kill();
+    let mut seen = Vec::new();
+    let gone = until(&mut events, &mut seen, |event| exited(event, pid));
+    drop(busy);
+    let Some(Event::ProcessExited { exit_status, .. }) = gone else {
+        assert!(hides_events());
+        return;
+    };
+    assert_eq!(exit_status.signal(), Some(libc::SIGKILL));
+    let mine = |event: &&Event| {
+        of(event, pid)
+            || event
+                .process()
+                .and_then(|process| process.info.parent)
+                .is_some_and(|it| it.pid == pid)
+    };
+    assert_eq!(seen.iter().filter(mine).count(), 3, "started, executed, exited: {seen:?}");
+}
+
+#[test]
+fn only_what_is_asked_for_is_loaded() {
+    let loaded = |builder: EventsBuilder| builder.load().unwrap().health().unwrap().programs;
+    assert_eq!(loaded(Events::builder().started(true)), 1);
+    assert_eq!(loaded(Events::builder().exited(true)), 2);
+    assert_eq!(loaded(Events::builder().oom_kills(true)), 1);
+    assert_eq!(loaded(all().memory_threshold(MIB)), 5);
+    for wrong in [
+        Events::builder(),
+        all().buffer_bytes(0),
+        all().buffer_bytes(u32::MAX),
+        Events::builder().memory_threshold(0),
+    ] {
+        assert_eq!(wrong.load().unwrap_err().kind(), ErrorKind::InvalidOption);
+    }
+}
+
+#[test]
+fn nothing_is_left_after_drop() {
+    let before = loaded_objects();
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let open = descriptors();
+    for _ in 0..3 {
+        let mut events = all().memory_threshold(MIB).load().unwrap();
+        events.drain().count();
+        assert!(events.health().unwrap().map_bytes >= MIB);
+        drop(events);
+    }
+    assert!(descriptors() <= open + 2, "other tests may have opened some");
+    // other tests load at the same time: theirs are freed too in the end
+    let mine = loaded_objects().programs.difference(&before.programs).copied().collect::<Vec<_>>();
+    let gone = poll(Duration::from_secs(60), || {
+        let now = loaded_objects().programs;
+        mine.iter().all(|id| !now.contains(id)).then_some(())
+    });
+    assert!(gone.is_some(), "left behind: {mine:?}");
+}
+
+#[test]
+fn the_descriptor_is_readable_when_there_is_something() {
+    let mut events = Events::builder().oom_kills(true).load().unwrap();
+    assert!(!events.wait(Duration::from_millis(20)).unwrap(), "nothing has happened");
+    assert_eq!(events.drain().count(), 0);
+    drop(events);
+    let mut events = Events::builder().started(true).load().unwrap();
+    Command::new("/bin/true").status().unwrap();
+    assert!(events.wait(Duration::from_secs(5)).unwrap());
+    assert!(events.drain().count() > 0);
+}
+
+#[test]
+fn a_threshold_is_told_once_per_crossing() {
+    let mut events = Events::builder().memory_threshold(200 * MIB).load().unwrap();
+    let _statistics = Statistics::enable().unwrap();
+    let mut worker = Workload::start(WORKLOAD, &["memory"]);
+    let pid = worker.pid();
+    let mut count = |worker: &mut Workload| {
+        worker.ask("faults");
+        let mine = events.drain().filter(|event| of(event, pid));
+        mine.map(|event| match event {
+            Event::MemoryThreshold { resident_bytes, .. } => resident_bytes,
+            other => panic!("{other:?}"),
+        })
+        .collect::<Vec<_>>()
+    };
+    worker.ask("map 1 150000");
+    worker.ask("touch 1");
+    assert_eq!(count(&mut worker), [], "150 MB are below");
+    // sizes are in KiB
+    worker.ask("map 2 100000");
+    worker.ask("touch 2");
+    let told = count(&mut worker);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!((200 * MIB..202 * MIB).contains(&told[0]), "{told:?}");
+    // to and fro around the threshold, within an eighth of it: 244 MB less 40
+    for id in 3..8 {
+        worker.ask(&format!("map {id} 30000"));
+        worker.ask(&format!("touch {id}"));
+        worker.ask(&format!("unmap {id}"));
+    }
+    worker.ask("map 9 10000");
+    worker.ask("touch 9");
+    assert_eq!(count(&mut worker), [], "it was above all the time");
+    worker.ask("unmap 1");
+    assert_eq!(count(&mut worker), []);
+    worker.ask("map 1 150000");
+    worker.ask("touch 1");
+    assert_eq!(count(&mut worker).len(), 1, "again from below");
+    println!("{:?}", events.cost().unwrap());
+    assert_eq!(events.losses().unwrap().total(), 0);
+    support("events.memory_threshold", true, "tp_btf/rss_stat");
+}
+
+#[test]
+fn who_is_killed_for_want_of_memory_is_told() {
+    let limit = MemoryLimit::new(64 * MIB).expect("a cgroup with a limit on memory");
+    let mut events = Events::builder().oom_kills(true).load().unwrap();
+    let mut worker = Workload::start(WORKLOAD, &["memory"]);
+    let pid = worker.pid();
+    limit.hold(pid).unwrap();
+    worker.ask("map 1 200000");
+    worker.tell("touch 1");
+    assert_eq!(worker.line(), "", "the kernel kills it");
+    drop(worker);
+    let mut seen = Vec::new();
+    let killed = until(&mut events, &mut seen, |event| of(event, pid));
+    let Some(Event::OomKilled { process }) = killed else { panic!("{seen:?}") };
+    assert_eq!(process.info.comm, "workload");
+    support("events.oom_killed", true, "signal->oom_mm");
+}
+
+/// What the events of one workload's children came to.
+#[derive(Debug, Default)]
+struct Told {
+    started: HashMap<ProcessId, u32>,
+    exited: HashMap<ProcessId, u32>,
+    lost: u64,
+    unordered: u64,
+    cpu_ns: u64,
+    without_usage: u64,
+}
+
+impl Told {
+    fn take(&mut self, event: Event, parent: u32, cpu: Option<&CpuProbe>) {
+        let process = match event {
+            Event::Lost { events } => {
+                self.lost += events;
+                return;
+            }
+            event => *event.process().unwrap(),
+        };
+        if process.info.parent.is_none_or(|it| it.pid != parent) {
+            return;
+        }
+        match event {
+            Event::ProcessStarted { .. } => *self.started.entry(process.id).or_default() += 1,
+            Event::ProcessExited { .. } => {
+                *self.exited.entry(process.id).or_default() += 1;
+                self.unordered += u64::from(!self.started.contains_key(&process.id));
+                match cpu.and_then(|cpu| cpu.final_usage(process.id).unwrap()) {
+                    Some(usage) => self.cpu_ns += usage.cpu_time.as_nanos() as u64,
+                    None => self.without_usage += 1,
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// 20,000 (where everything is emulated 2,000), with `EBPFMETRICS_LONG` set 100,000.
+#[test]
+fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
+    let count: u32 = match std::env::var_os("EBPFMETRICS_LONG") {
+        Some(_) => 100_000,
+        None if emulated() => 2000,
+        None => 20_000,
+    };
+    let hides = hides_events();
+    let _busy = keep_cpus_busy(hides);
+    let cpu = CpuProbe::builder().max_exited(count * 3).load().unwrap();
+    let mut events =
+        Events::builder().started(true).exited(true).buffer_bytes(8 << 20).load().unwrap();
+    let _statistics = Statistics::enable().unwrap();
+    let mut work = Workload::start(WORKLOAD, &["children", &count.to_string(), "100"]);
+    let pid = work.pid();
+    let mut told = Told::default();
+    let (is_done, done) = std::sync::mpsc::channel();
+    let reader = thread::spawn(move || {
+        let truth_ns: u64 = work.line().parse().unwrap();
+        is_done.send(truth_ns).unwrap();
+        work
+    });
+    let mut truth_ns = None;
+    let mut last = Instant::now();
+    while truth_ns.is_none() || last.elapsed() < Duration::from_secs(2) {
+        if events.wait(Duration::from_millis(200)).unwrap() {
+            for event in events.drain() {
+                told.take(event, pid, Some(&cpu));
+            }
+        }
+        if let Ok(ns) = done.try_recv() {
+            (truth_ns, last) = (Some(ns), Instant::now());
+        }
+    }
+    let (truth_ns, work) = (truth_ns.unwrap(), reader.join().unwrap());
+    let costs = events.cost().unwrap().programs;
+    let costs: Vec<_> =
+        costs.iter().map(|it| (it.program.as_str(), it.run_count, it.ns_per_run())).collect();
+    drop(work);
+    let losses = events.losses().unwrap();
+    let off = told.cpu_ns as f64 / truth_ns as f64 - 1.0;
+    let context = format!(
+        "{count} processes: {} started, {} exited, {} lost, {} without usage, CPU {} ns, rusage \
+         {truth_ns} ns, off by {off:.5}; {losses:?}; {costs:?}",
+        told.started.len(),
+        told.exited.len(),
+        told.lost,
+        told.without_usage,
+        told.cpu_ns,
+    );
+    println!("{context}");
+    assert!(
+        told.started.values().chain(told.exited.values()).all(|&times| times == 1),
+        "{context}"
+    );
+    let lost = |kind| losses.get(kind).unwrap();
+    assert_eq!(lost("started") + lost("exited"), told.lost, "{context}");
+    assert_eq!(told.lost, 0, "a buffer of 8 MiB is enough: {context}");
+    assert_eq!(told.started.len(), count as usize, "{context}");
+    assert_eq!(told.unordered, 0, "{context}");
+    if hides {
+        assert!(told.exited.len() >= count as usize * 95 / 100, "{context}");
+        assert!(off.abs() < 0.05, "{context}");
+    } else {
+        assert_eq!(told.exited.len(), count as usize, "{context}");
+        assert_eq!(told.without_usage, 0, "{context}");
+        // rusage is in us and cuts them, twice per process
+        let most = 0.001 + f64::from(count) * 1000.0 / truth_ns as f64;
+        assert!(off >= -0.001 && off <= most, "{context}");
+    }
+}
+
+#[test]
+fn what_finds_no_room_is_counted_exactly() {
+    const COUNT: u32 = 2000;
+    let mut events = Events::builder().started(true).buffer_bytes(1).load().unwrap();
+    let mut reference = Events::builder().started(true).load().unwrap();
+    let _statistics = Statistics::enable().unwrap();
+    let mut work = Workload::start(WORKLOAD, &["children", &COUNT.to_string(), "10"]);
+    work.line();
+    let mut told = Told::default();
+    let mut delivered = 0;
+    for event in events.drain() {
+        delivered += u64::from(event.process().is_some());
+        told.take(event, work.pid(), None);
+    }
+    let mut all = Told::default();
+    let mut of_all = 0;
+    for event in reference.drain() {
+        of_all += 1;
+        all.take(event, work.pid(), None);
+    }
+    let cost = reference.cost().unwrap();
+    println!("{delivered} of {of_all}, {} lost; without a reader {cost:?}", told.lost);
+    assert_eq!((all.started.len(), all.lost), (COUNT as usize, 0));
+    // 4 KiB hold some 30 events
+    assert!((20..40).contains(&delivered), "{delivered}");
+    assert!(told.lost >= u64::from(COUNT) - delivered, "{told:?}");
+    let losses = events.losses().unwrap();
+    assert!(losses.get("started").unwrap() >= told.lost, "{losses:?}");
+    assert!(losses.check().is_err());
+    // the two begin and end some ms apart, and others start processes meanwhile
+    let counted = told.lost + delivered;
+    let apart = if hides_events() { 500 } else { 5 };
+    assert!(counted.abs_diff(of_all) <= apart, "{counted} by one, {of_all} by the other");
+
+    // there is room again: nothing more is lost
+    let more = |events: &mut Events| events.drain().collect::<Vec<_>>();
+    more(&mut events);
+    Command::new("/bin/true").status().unwrap();
+    let next = more(&mut events);
+    assert!(next.iter().any(|event| matches!(event, Event::ProcessStarted { .. })), "{next:?}");
+    assert!(!next.iter().any(|event| matches!(event, Event::Lost { .. })), "{next:?}");
+}
+
+#[test]
+fn the_final_usage_is_there_until_a_snapshot_takes_it() {
+    let hides = hides_events();
+    let _busy = keep_cpus_busy(hides);
+    let mut cpu = CpuProbe::builder().load().unwrap();
+    let mut mem = MemProbe::builder().load().unwrap();
+    let mut events = Events::builder().exited(true).load().unwrap();
+    let mut worker = Workload::start(WORKLOAD, &["memory"]);
+    let mut id = None;
+    let mut faults = 0;
+    for _ in 0..20 {
+        let answer = worker.ask("child-touch 16384");
+        let numbers: Vec<u64> = answer.split(' ').map(|word| word.parse().unwrap()).collect();
+        let pid = numbers[0] as u32;
+        faults = numbers[1];
+        let mut seen = Vec::new();
+        let gone = until(&mut events, &mut seen, |event| exited(event, pid));
+        if let Some(event) = gone {
+            id = Some(event.process().unwrap().id);
+            break;
+        }
+        assert!(hides, "no end of {pid}: {seen:?}");
+    }
+    let id = id.expect("not all are hidden");
+    let used = cpu.final_usage(id).unwrap().expect("CPU time");
+    let memory = mem.final_usage(id).unwrap().expect("memory");
+    // the child read its own faults, and faults on its last steps too
+    assert!((faults..faults + 64).contains(&memory.minor_faults), "{faults}, {memory:?}");
+    assert!(memory.resident_peak_bytes.unwrap() >= 16 * MIB, "{memory:?}");
+    assert!(used.cpu_time > Duration::from_micros(100), "{used:?}");
+    let stranger = ProcessId { pid: id.pid, start_time_ns: id.start_time_ns + 1 };
+    assert_eq!(cpu.final_usage(stranger).unwrap(), None);
+
+    // of a process of one window, the row is the same
+    let (first, second) = (cpu.snapshot().unwrap(), mem.snapshot().unwrap());
+    let row = first.processes.iter().find(|row| row.id == id).unwrap();
+    assert_eq!(row.usage, used);
+    let row = second.processes.iter().find(|row| row.id == id).unwrap();
+    assert_eq!(row.usage, memory);
+    assert_eq!(cpu.final_usage(id).unwrap(), None, "the snapshot has it");
+    assert_eq!(mem.final_usage(id).unwrap(), None);
+}
+
+#[test]
+fn a_stream_wakes_the_runtime_and_gives_the_events_back() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut stream = Events::builder().started(true).load().unwrap().stream().unwrap();
+        let mut children = Vec::new();
+        for _ in 0..50 {
+            let child = Command::new("/bin/true").spawn().unwrap();
+            let pid = child.id();
+            children.push(child);
+            let mut take = async || loop {
+                let event = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await;
+                if of(&event.unwrap().unwrap(), pid) {
+                    return;
+                }
+            };
+            tokio::time::timeout(LATE, take()).await.expect("an event");
+        }
+        let mut events = stream.into_inner();
+        Command::new("/bin/true").status().unwrap();
+        assert!(events.wait(Duration::from_secs(5)).unwrap());
+        for mut child in children {
+            child.wait().unwrap();
+        }
+    });
+}
