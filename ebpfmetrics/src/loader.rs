@@ -466,6 +466,14 @@ impl Object {
         self.batch(map, sys::take_all)
     }
 
+    /// Puts entries into a hash map, in place of those that are there.
+    ///
+    /// # Errors
+    /// Where it is full.
+    pub fn put_all<K: Pod, V: Pod>(&mut self, map: &str, entries: &[(K, V)]) -> Result<()> {
+        self.batch(map, |fd| sys::put_all(fd, entries))
+    }
+
     /// Deletes entries of a hash map.
     pub fn delete<K: Pod>(&self, map: &str, keys: &[K]) -> Result<()> {
         self.batch(map, |fd| sys::delete_all(fd, keys))
