@@ -11,7 +11,7 @@
  * sum_exec_runtime, which leaves out time stolen by a hypervisor and spares the
  * 45 ns of a clock.
  */
-#include "task.h"
+#include "watch.h"
 
 EBPFMETRICS_LICENSE;
 
@@ -273,6 +273,8 @@ int BPF_PROG(cpu_switch, bool preempt, struct task_struct *prev, struct task_str
 
 	if (!tgid) /* idle */
 		return 0;
+	if (watch_mode != WATCH_ALL && !is_watched(prev))
+		return 0;
 	if (came_tid != tid || !signal) {
 		if (!signal && current->primed_tid == tid) {
 			came_with = current->primed_sum_exec_ns;
@@ -493,16 +495,14 @@ int cpu_tasks(struct bpf_iter__task *ctx)
 
 	if (!task)
 		return 0;
-	if (!read_task(&r, task, false))
-		HAND_ON(ctx);
-	if (has_run_queue())
-		read_running(&r, task);
-	if (account_switches)
-		read_charges(&r, task);
-	if (is_being_released(task))
-		HAND_ON(ctx);
-	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
-
+	if (is_watched(task) && read_task(&r, task, false)) {
+		if (has_run_queue())
+			read_running(&r, task);
+		if (account_switches)
+			read_charges(&r, task);
+		if (!is_being_released(task))
+			bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	}
 	if (has_run_queue() && stands_for_cpu(task)) {
 		struct cfs_rq *cfs_rq = task->se.cfs_rq;
 		struct cpu_cpu_record c = {.head = RECORD_HEAD(RECORD_CPU, c)};
@@ -530,6 +530,8 @@ int BPF_PROG(cpu_exit, struct task_struct *task)
 	struct process_key key = process_key_of(task);
 	struct cpu_ending_record *dead;
 
+	if (!is_watched(task))
+		return 0;
 	dead = bpf_map_lookup_elem(&ending, &key);
 	if (!dead) {
 		bpf_map_update_elem(&ending, &key, &none, BPF_NOEXIST);
@@ -585,7 +587,10 @@ int BPF_PROG(cpu_free, struct task_struct *task)
 
 	if (task->pid != task->tgid)
 		return 0;
+	forget_watched(task);
 	dead = bpf_map_lookup_elem(&ending, &key);
+	if (!dead && watch_mode != WATCH_ALL)
+		return 0;
 	if (dead) {
 		if (dead->last_is_set)
 			r = dead->last;

@@ -7,7 +7,7 @@
  * followed by events: the peak of the resident set whenever the kernel changes
  * its page counts, and the address space whenever the lock on it is released.
  */
-#include "task.h"
+#include "watch.h"
 #include "compat_mm.h"
 
 EBPFMETRICS_LICENSE;
@@ -296,8 +296,16 @@ static __always_inline void note_resident(struct mm_struct *mm, struct task_stru
 					  struct mem_seen_record *last, u64 now, u64 pages)
 {
 	u64 start_ns = owner->group_leader->start_boottime;
-	struct mem_tracked_record *t = track(owner->tgid, start_ns, mm, mm->total_vm);
+	struct mem_tracked_record *t;
 
+	if (!is_watched(owner)) {
+		/* as if the peak were out of reach: no more looks at this one */
+		last->owner_start_ns = owner->start_boottime;
+		last->epoch = now;
+		last->pages = ~0ULL >> 1;
+		return;
+	}
+	t = track(owner->tgid, start_ns, mm, mm->total_vm);
 	if (!t)
 		return;
 	raise(&t->resident_set, now, pages);
@@ -419,6 +427,8 @@ int BPF_PROG(mem_space, struct mm_struct *mm)
 	if (t && t->space == number(mm) && t->virtual_pages == pages)
 		return 0;
 	start_ns = owner->group_leader->start_boottime;
+	if (!is_watched(owner))
+		return 0;
 	if (!t || t->process_start_ns != start_ns) {
 		t = track(tgid, start_ns, mm, pages);
 		if (!t)
@@ -449,6 +459,8 @@ static __always_inline int space_after_syscall(void)
 		return 0;
 	pages = BPF_CORE_READ(mm, total_vm);
 	start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	if (!is_watched_as(task, tgid, start_ns))
+		return 0;
 	t = track(tgid, start_ns, mm, pages);
 	if (!t)
 		return 0;
@@ -494,6 +506,8 @@ int BPF_PROG(mem_fork, struct task_struct *parent, struct task_struct *child)
 	struct mm_struct *mm = child->mm;
 
 	if (child->tgid == parent->tgid || !mm || !owner_of(mm))
+		return 0;
+	if (!is_watched(watch_mode == WATCH_TREES ? parent : child))
 		return 0;
 	track(child->tgid, child->start_boottime, mm, mm->total_vm);
 	return 0;
@@ -697,6 +711,8 @@ static __always_inline int tell_task(struct bpf_iter__task *ctx, bool plain)
 
 	if (!task)
 		return 0;
+	if (!is_watched(task))
+		HAND_ON(ctx);
 	if (task->pid == task->tgid)
 		tell_process(ctx, task, plain);
 	else
@@ -727,7 +743,7 @@ int BPF_PROG(mem_exit, struct task_struct *task)
 	struct mm_struct *mm;
 	u32 tgid = key.tgid;
 
-	if (task->signal->live.counter != 0)
+	if (task->signal->live.counter != 0 || !is_watched(task))
 		return 0;
 	bpf_map_update_elem(&ending, &key, &none, BPF_ANY);
 	r = bpf_map_lookup_elem(&ending, &key);
@@ -786,7 +802,10 @@ int BPF_PROG(mem_free, struct task_struct *task)
 	faults.minor = faults.major = 0; /* they are among those of the dead */
 	oom_victim = is_oom_victim(task->signal);
 
+	forget_watched(task);
 	last = bpf_map_lookup_elem(&ending, &key);
+	if (!last && watch_mode != WATCH_ALL)
+		return 0;
 	if (last)
 		bpf_map_update_elem(&exited, &key, last, BPF_ANY);
 	else

@@ -215,6 +215,11 @@ impl Cgroups {
         self.paths.get(&id).map(PathBuf::as_path)
     }
 
+    /// The id of the cgroup at a path, as in `/proc/PID/cgroup`.
+    pub fn id(&self, path: &Path) -> Option<u64> {
+        self.paths.iter().find(|(_, known)| *known == path).map(|(id, _)| *id)
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.paths.len()
@@ -302,6 +307,7 @@ mod tests {
         let cgroups = Cgroups::read();
         if let Some(root) = cgroups.path(1) {
             assert_eq!(root, Path::new("/"));
+            assert_eq!(cgroups.id(root), Some(1));
         }
     }
 }

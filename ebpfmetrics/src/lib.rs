@@ -25,6 +25,7 @@ mod sys;
 mod task;
 mod usage;
 mod walk;
+mod watch;
 
 #[cfg(feature = "tokio")]
 pub use async_stream::IntervalStream;
@@ -40,3 +41,4 @@ pub use process::{Comm, ProcessId, ProcessInfo, ThreadId};
 pub use snapshot::{Losses, Provenance, Snapshot, Source, Window};
 pub use stream::{Interval, Intervals};
 pub use usage::{Delta, ProcessRow, ProcessRows, Usage, delta};
+pub use watch::Watch;

@@ -508,6 +508,14 @@ impl Object {
         taken.map(Ring).map_err(|error| self.unreadable(map, error))
     }
 
+    /// Puts entries into a hash map, in place of those that are there.
+    ///
+    /// # Errors
+    /// As for [`read_all`](Self::read_all), and where it is full.
+    pub fn put_all<K: Pod, V: Pod>(&mut self, map: &str, entries: &[(K, V)]) -> Result<()> {
+        self.batch::<K, _>(map, Some(size_of::<V>()), |fd| sys::put_all(fd, entries))
+    }
+
     /// Deletes entries of a hash map; those already gone are no error.
     ///
     /// # Errors

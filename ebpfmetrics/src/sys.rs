@@ -30,6 +30,7 @@ struct BatchAttr {
 enum BatchCommand {
     Lookup = 24,
     LookupAndDelete = 25,
+    Update = 26,
     Delete = 27,
 }
 
@@ -123,6 +124,28 @@ pub(crate) fn read_elements<V: Pod>(
         }
         Err((_, error)) => Err(error),
     }
+}
+
+/// Puts entries, in place of those that are there; the key and value types have the
+/// map's sizes.
+pub(crate) fn put_all<K: Pod, V: Pod>(map: BorrowedFd<'_>, entries: &[(K, V)]) -> io::Result<()> {
+    let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
+    let mut done = 0;
+    while done < keys.len() {
+        let mut attr = BatchAttr {
+            keys: keys[done..].as_ptr() as u64,
+            values: values[done..].as_ptr() as u64,
+            count: (keys.len() - done) as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        match bpf(BatchCommand::Update, &mut attr) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => done += attr.count as usize,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Deletes entries; those already gone are no error.

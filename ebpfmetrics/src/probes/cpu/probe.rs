@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
-    Result, Source,
+    Result, Source, Watch,
     ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -89,6 +89,7 @@ pub struct CpuProbeBuilder {
     accounting: CpuAccounting,
     threads: bool,
     max_exited: u32,
+    watch: Watch,
     switch_table_entries: u32,
 }
 
@@ -131,6 +132,12 @@ impl CpuProbeBuilder {
         self
     }
 
+    /// Whom it watches; every process unless set.
+    pub fn watch(mut self, watch: Watch) -> Self {
+        self.watch = watch;
+        self
+    }
+
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
@@ -161,7 +168,8 @@ impl CpuProbeBuilder {
                 .entries("overflow", (slots / 4).max(1))
                 .entries("current_tasks", sys::possible_cpus()?);
         }
-        let mut object = loader.load(kernel)?;
+        let mut object = self.watch.configure(loader).load(kernel)?;
+        self.watch.begin(&mut object, kernel)?;
         object.load_iterator("cpu_tasks", "task", kernel)?;
         object.load_callable("cpu_clocks")?;
         // Ends of processes first: who is seen alive below is not missed later.
@@ -192,6 +200,7 @@ impl CpuProbe {
             accounting: CpuAccounting::default(),
             threads: false,
             max_exited: 8192,
+            watch: Watch::All,
             switch_table_entries: SLOTS,
         }
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
-    Result, Source,
+    Result, Source, Watch,
     ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -90,6 +90,7 @@ pub struct MemProbeBuilder {
     peaks: MemPeaks,
     address_space: Option<bool>,
     max_exited: u32,
+    watch: Watch,
     max_tracked: u32,
 }
 
@@ -161,6 +162,12 @@ impl MemProbeBuilder {
         self
     }
 
+    /// Whom it watches; every process unless set.
+    pub fn watch(mut self, watch: Watch) -> Self {
+        self.watch = watch;
+        self
+    }
+
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
@@ -181,13 +188,14 @@ impl MemProbeBuilder {
         let hook = SpaceHook::of(kernel);
         let follow_space = self.address_space.unwrap_or(hook == SpaceHook::LockReleased);
         let possible_cpus = sys::possible_cpus()?;
-        let mut object = Loader::new(MemProbe::NAME, MemProbe::requirements(), ebpf_probes::MEM)
+        let loader = Loader::new(MemProbe::NAME, MemProbe::requirements(), ebpf_probes::MEM)
             .global("track_address_space", u8::from(follow_space))
             .global("possible_cpus", possible_cpus)
             .entries("cpu_offsets", possible_cpus)
             .entries("tracked", self.max_tracked)
-            .entries("exited", self.max_exited.max(1))
-            .load(kernel)?;
+            .entries("exited", self.max_exited.max(1));
+        let mut object = self.watch.configure(loader).load(kernel)?;
+        self.watch.begin(&mut object, kernel)?;
         let iterator = if plain_counts { "mem_tasks_plain" } else { "mem_tasks" };
         object.load_iterator(iterator, "task", kernel)?;
         if !plain_counts {
@@ -231,7 +239,7 @@ impl MemProbeBuilder {
             tracks_resident: peaks != MemPeaks::Off,
             tracks_space: follow_space,
         };
-        MemProbe::start(object, iterator, context, hook, self.max_exited, degraded)
+        MemProbe::start(object, iterator, context, hook, &self, degraded)
     }
 
     fn check(&self) -> Result<()> {
@@ -269,6 +277,7 @@ impl MemProbe {
             peaks: MemPeaks::default(),
             address_space: None,
             max_exited: 8192,
+            watch: Watch::All,
             max_tracked: 32_768,
         }
     }
@@ -278,7 +287,7 @@ impl MemProbe {
         iterator: &'static str,
         context: Context,
         hook: SpaceHook,
-        max_exited: u32,
+        options: &MemProbeBuilder,
         degraded: Vec<Degraded>,
     ) -> Result<Self> {
         let mut probe = Self {
@@ -288,13 +297,15 @@ impl MemProbe {
             sees_all: in_initial_pid_namespace(),
             fallback: Fallback::None,
             windows: Windows::begin(),
-            ledger: Ledger::begin(max_exited as usize),
+            ledger: Ledger::begin(options.max_exited as usize),
             kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded,
         };
         let first = read_alone(&mut probe, Read::Snapshot)?;
-        probe.fallback = Fallback::needed(probe.sees_all, first.process(1).is_some());
+        if options.watch == Watch::All {
+            probe.fallback = Fallback::needed(probe.sees_all, first.process(1).is_some());
+        }
         read_alone(&mut probe, Read::Reset)?;
         probe.describe(hook);
         Ok(probe)
