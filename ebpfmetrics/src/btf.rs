@@ -183,6 +183,19 @@ impl<B: Deref<Target = [u8]>> Btf<B> {
         Some((this.u32(8) as usize, members.collect()))
     }
 
+    /// Names and values of an enum, in its order.
+    pub(crate) fn enumerators(&self, name: &str) -> Option<Vec<(String, u32)>> {
+        let mut types = self.named.iter().filter_map(|&id| self.get(id));
+        let is_it = |this: &Type<'_>| {
+            this.kind == KIND_ENUM && is(self.strings(), this.name(), name.as_bytes())
+        };
+        let this = types.find(is_it)?;
+        let one = |at: usize| {
+            (String::from_utf8_lossy(self.name(this.u32(at))).into_owned(), this.u32(at + 4))
+        };
+        Some((TYPE..this.bytes.len()).step_by(8).map(one).collect())
+    }
+
     /// The names of the types, without flavours: `task_struct___new` is fitted to
     /// `task_struct`.
     pub(crate) fn names(&self) -> HashSet<&[u8]> {

@@ -22,9 +22,11 @@ pub mod conformance;
 
 pub use crate::{
     ledger::{
-        Ending, Folded, Known, Ledger, RELEASE_TIMEOUT_NS, Reading, TaskTotals, Totals, sum_up,
+        Decode, Ending, Folded, Known, Ledger, RELEASE_TIMEOUT_NS, Reading, TaskTotals, Totals,
+        sum_up,
     },
     loader::{Loader, Object},
+    preflight::in_initial_pid_namespace,
     record::Record,
     task::{ProcessKey, RecordHead, Records, TaskAbout, cast, invalid},
     walk::{Read, TaskProbe, Walk, Windows, read_alone},

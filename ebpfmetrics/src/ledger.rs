@@ -1,11 +1,11 @@
 //! From walks over all tasks and final records to counters of a window, for every
-//! probe. Pure but for `Ledger::read`.
+//! probe. Pure but for `Ledger::begin` and `Ledger::read`.
 
 use std::collections::HashSet;
 
 use bytemuck::Pod;
 
-use crate::{ProcessId, ProcessInfo, Result, loader::Object, task::ProcessKey};
+use crate::{ProcessId, ProcessInfo, Result, loader::Object, sys, task::ProcessKey};
 
 /// A process is released an RCU grace period after it disappears: 16 ms at the
 /// median, 150 ms at most where measured. Past this the record is not coming.
@@ -212,8 +212,8 @@ pub struct Ledger<T: Totals> {
 }
 
 impl<T: Totals> Ledger<T> {
-    /// With at most so many exited processes one by one, beginning now
-    /// (`CLOCK_BOOTTIME`).
+    /// With at most so many exited processes one by one, beginning at a moment of
+    /// `CLOCK_BOOTTIME`.
     pub fn new(max_exited: usize, began_ns: u64) -> Self {
         Self {
             known: Vec::new(),
@@ -224,6 +224,11 @@ impl<T: Totals> Ledger<T> {
             began_ns,
             exit_record_missing: 0,
         }
+    }
+
+    /// As [`new`](Self::new), beginning now.
+    pub fn begin(max_exited: usize) -> Self {
+        Self::new(max_exited, sys::boottime_ns())
     }
 
     /// Starts a new window with what is known now.

@@ -124,10 +124,12 @@ impl Loader {
             let (section, license) = (program.section, program.license);
             Some((name, Program { section, license, function, fd: None, attached: None }))
         });
+        let size = |map: &aya_obj::Map| (map.key_size() as usize, map.value_size() as usize);
+        let sizes = maps.iter().map(|(name, (_, map))| (name.clone(), size(map))).collect();
         let maps =
             maps.into_iter().map(|(name, (created, _))| Ok((name, Map::from_map_data(created)?)));
         let maps = maps.collect::<Result<_, MapError>>()?;
-        let parts = Parts { btf, programs: programs.collect(), maps };
+        let parts = Parts { btf, programs: programs.collect(), maps, sizes };
         Ok((parts, stream))
     }
 
@@ -165,6 +167,12 @@ pub(crate) fn layout(object: &[u8], name: &str) -> Option<(usize, Vec<(String, u
     Btf::parse(object.btf.as_ref()?.to_bytes())?.layout(name)
 }
 
+/// The enumerators of an enum in the BTF of an object.
+pub(crate) fn enumerators(object: &[u8], name: &str) -> Option<Vec<(String, u32)>> {
+    let object = aya_obj::Object::parse(object).ok()?;
+    Btf::parse(object.btf.as_ref()?.to_bytes())?.enumerators(name)
+}
+
 /// Fits an object to the kernel by their types.
 fn relocate(
     object: &mut aya_obj::Object,
@@ -200,6 +208,8 @@ struct Parts {
     btf: Option<OwnedFd>,
     programs: BTreeMap<String, Program>,
     maps: BTreeMap<String, Map>,
+    /// Sizes of the key and of the value of each map.
+    sizes: BTreeMap<String, (usize, usize)>,
 }
 
 /// A program, fitted to the kernel.
@@ -435,28 +445,47 @@ impl Object {
         })
     }
 
-    /// Every entry of a hash map.
+    /// Every entry of a hash map (not a per-CPU one).
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidObject`] if its keys and values are not of these sizes; where
+    /// the kernel refuses to be read.
     pub fn read_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
-        self.batch(map, sys::read_all)
+        self.batch::<K, _>(map, Some(size_of::<V>()), sys::read_all)
     }
 
-    /// Every entry of a hash map, which is empty afterwards.
+    /// Every entry of a hash map (not a per-CPU one), which is empty afterwards.
+    ///
+    /// # Errors
+    /// As for [`read_all`](Self::read_all).
     pub fn take_all<K: Pod, V: Pod>(&self, map: &str) -> Result<Vec<(K, V)>> {
-        self.batch(map, sys::take_all)
+        self.batch::<K, _>(map, Some(size_of::<V>()), sys::take_all)
     }
 
-    /// Deletes entries of a hash map.
+    /// Deletes entries of a hash map; those already gone are no error.
+    ///
+    /// # Errors
+    /// As for [`read_all`](Self::read_all).
     pub fn delete<K: Pod>(&self, map: &str, keys: &[K]) -> Result<()> {
-        self.batch(map, |fd| sys::delete_all(fd, keys))
+        self.batch::<K, _>(map, None, |fd| sys::delete_all(fd, keys))
     }
 
-    fn batch<T>(
+    /// The kernel goes by the sizes of the map, whatever the buffers are.
+    fn batch<K, T>(
         &self,
-        map: &str,
+        name: &str,
+        value: Option<usize>,
         operation: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
     ) -> Result<T> {
-        let data = map_data(self.map(map)?);
-        operation(data.fd().as_fd()).map_err(|error| self.unreadable(map, error))
+        let map = self.map(name)?;
+        let sizes = self.parts.sizes.get(name).copied().unwrap_or_default();
+        let is_hash = matches!(map, Map::HashMap(_) | Map::LruHashMap(_));
+        if !is_hash || sizes != (size_of::<K>(), value.unwrap_or(sizes.1)) {
+            let probe = self.loader.probe;
+            let text = format!("probe {probe}: map {name} is not a hash of such keys and values");
+            return Err(Error::new(ErrorKind::InvalidObject, text));
+        }
+        operation(map_data(map).fd().as_fd()).map_err(|error| self.unreadable(name, error))
     }
 
     /// One element of an array map.
@@ -596,11 +625,35 @@ impl RecordBuffer {
 fn map_data(map: &Map) -> &MapData {
     match map {
         Map::Array(data)
+        | Map::ArrayOfMaps(data)
+        | Map::BloomFilter(data)
+        | Map::CgroupArray(data)
+        | Map::CgroupStorage(data)
+        | Map::CgrpStorage(data)
+        | Map::CpuMap(data)
+        | Map::DevMap(data)
+        | Map::DevMapHash(data)
         | Map::HashMap(data)
+        | Map::HashOfMaps(data)
+        | Map::InodeStorage(data)
+        | Map::LpmTrie(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
-        | Map::ProgramArray(data) => data,
-        _ => unreachable!("the objects of this crate have no map of another type"),
+        | Map::PerCpuCgroupStorage(data)
+        | Map::PerCpuHashMap(data)
+        | Map::PerCpuLruHashMap(data)
+        | Map::PerfEventArray(data)
+        | Map::ProgramArray(data)
+        | Map::Queue(data)
+        | Map::ReusePortSockArray(data)
+        | Map::RingBuf(data)
+        | Map::SkStorage(data)
+        | Map::SockHash(data)
+        | Map::SockMap(data)
+        | Map::Stack(data)
+        | Map::StackTraceMap(data)
+        | Map::Unsupported(data)
+        | Map::XskMap(data) => data,
     }
 }
 
@@ -732,6 +785,20 @@ mod tests {
         assert_eq!(object.element::<[u64; 2]>("clocks", 0).unwrap(), [1, 2]);
         assert!(object.set_element("clocks", 1, [0_u64; 2]).is_err());
         assert!(object.set_element("none", 0, [0_u64; 2]).is_err());
+    }
+
+    #[test]
+    fn maps_are_read_by_their_own_sizes_alone() {
+        type Key = [u64; 2];
+        type Folded = [u64; 9];
+        let object = load(&Kernel::read().unwrap());
+        let record = crate::loader::layout(ebpf_probes::CPU, "cpu_task_record").unwrap().0;
+        assert_eq!(object.parts.sizes["exited"], (size_of::<Key>(), record));
+        assert!(object.read_all::<Key, u64>("exited").is_err(), "too small a value");
+        assert!(object.take_all::<u64, Folded>("exited").is_err(), "too small a key");
+        assert!(object.read_all::<u32, Folded>("folded").is_err(), "not a hash");
+        assert!(object.delete::<u64>("exited", &[1]).is_err());
+        assert!(object.delete::<Key>("exited", &[[1, 2]]).is_ok());
     }
 
     #[test]

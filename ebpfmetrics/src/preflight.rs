@@ -289,8 +289,11 @@ fn memlock_limit() -> Option<u64> {
     Some(rustix::process::getrlimit(rustix::process::Resource::Memlock).current.unwrap_or(u64::MAX))
 }
 
-/// The initial PID namespace has a fixed inode (`PROC_PID_INIT_INO`).
-pub(crate) fn in_initial_pid_namespace() -> bool {
+/// Whether this process sees every process of the machine.
+///
+/// A walk over all tasks shows those of the reader's PID namespace; in the initial one
+/// (which has a fixed inode, `PROC_PID_INIT_INO`) that is all of them.
+pub fn in_initial_pid_namespace() -> bool {
     fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
 }
 

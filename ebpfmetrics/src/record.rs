@@ -36,7 +36,7 @@ macro_rules! record {
             $(#[allow(missing_docs, reason = "named as in C")] $(#[$field_meta])* pub $field: $type,)*
         }
 
-        impl $crate::record::Record for $name {
+        impl $crate::kit::Record for $name {
             const C_NAME: &'static str = $c_name;
             const FIELDS: &'static [(&'static str, usize, usize)] = &[
                 $((
@@ -71,7 +71,7 @@ macro_rules! losses_test {
     ($object:expr, $enumeration:literal, $names:expr) => {
         #[test]
         fn losses_match_the_object() {
-            $crate::record::compare_losses($object, $enumeration, $names);
+            $crate::kit::conformance::check_losses($object, $enumeration, $names);
         }
     };
 }
@@ -80,7 +80,7 @@ macro_rules! losses_test {
 pub(crate) use {layout_test, losses_test};
 
 #[cfg(test)]
-pub(crate) use comparison::{compare, compare_losses};
+pub(crate) use comparison::compare;
 
 #[cfg(test)]
 mod comparison {
@@ -135,23 +135,5 @@ mod comparison {
             Type::Typedef(alias) => size_of_type(btf, btf.resolve_chained_type(&alias).unwrap()),
             other => panic!("unexpected in a record: {other:?}"),
         }
-    }
-
-    pub(crate) fn compare_losses(object: &[u8], enumeration: &str, names: &[&str]) {
-        let btf = btf(object);
-        let found = btf.resolve_types_by_name(enumeration).unwrap();
-        let Some(Type::Enum(c)) = found.first() else { panic!("no enum {enumeration}") };
-        let prefix = format!("{}_", enumeration.to_uppercase());
-        let mut in_c: Vec<_> = (c.members.iter())
-            .filter_map(|member| {
-                let name = btf.resolve_name(member).unwrap();
-                Some((member.val(), name.strip_prefix(&prefix)?.to_lowercase()))
-            })
-            .collect();
-        in_c.sort();
-        let in_rust: Vec<_> = (names.iter().enumerate())
-            .map(|(value, name)| (value as u32, (*name).to_owned()))
-            .collect();
-        assert_eq!(in_c, in_rust);
     }
 }

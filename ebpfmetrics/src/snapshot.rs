@@ -72,14 +72,18 @@ impl Losses {
     }
 
     /// What came to the kernel side's losses since a window began, and what user
-    /// space lost.
-    pub(crate) fn since(
+    /// space lost: `now` and `before` as [`Object::losses`](crate::kit::Object::losses)
+    /// gave them, `own` as it is.
+    pub fn since(
         now: &[(&'static str, u64)],
         before: &[(&'static str, u64)],
         own: impl IntoIterator<Item = (&'static str, u64)>,
     ) -> Self {
         let before = before.iter().map(|(_, count)| *count).chain(std::iter::repeat(0));
-        let kernel = now.iter().zip(before).map(|((cause, now), before)| (*cause, now - before));
+        let kernel = now
+            .iter()
+            .zip(before)
+            .map(|((cause, now), before)| (*cause, now.saturating_sub(before)));
         Self::new(kernel.chain(own))
     }
 

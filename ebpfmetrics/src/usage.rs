@@ -45,7 +45,12 @@ pub trait ProcessRows: Snapshot {
     fn folded_usage(&self) -> <Self::Row as ProcessRow>::Usage;
 }
 
-/// Implements [`ProcessRow`] and [`ProcessRows`] for structs with the usual fields.
+/// Implements [`ProcessRow`] and [`ProcessRows`] for structs with the usual fields:
+/// `process_rows!(SNAPSHOT: ROW: USAGE)`.
+///
+/// A snapshot has `processes` (a `Vec<ROW>`, in ascending order of id) and `folded`, with
+/// a `usage`; a row has `id`, `info` and `usage` ([`ProcessId`], [`ProcessInfo`], `USAGE`).
+#[macro_export]
 macro_rules! process_rows {
     ($snapshot:ty: $row:ty: $usage:ty) => {
         impl $crate::ProcessRow for $row {
@@ -81,7 +86,6 @@ macro_rules! process_rows {
         }
     };
 }
-pub(crate) use process_rows;
 
 /// What happened between two snapshots of one window.
 #[derive(Clone, Debug)]

@@ -52,6 +52,24 @@ pub fn check_layout<R: Record>(object: &[u8]) {
     assert_eq!(fields, offsets, "fields of {}", R::C_NAME);
 }
 
+/// The names of losses as the object's own BTF has them: `enum NAME_loss` of
+/// [`losses`](crate::kit::Object::losses), where cause `x` is called `NAME_LOSS_X`.
+///
+/// # Panics
+/// Where a name or its place differs.
+pub fn check_losses(object: &[u8], enumeration: &str, losses: &[&str]) {
+    let found = crate::loader::enumerators(object, enumeration)
+        .unwrap_or_else(|| panic!("no enum {enumeration} in the BTF of the object"));
+    let prefix = format!("{}_", enumeration.to_uppercase());
+    let mut in_c: Vec<_> = found
+        .iter()
+        .filter_map(|(name, value)| Some((*value, name.strip_prefix(&prefix)?.to_lowercase())))
+        .collect();
+    in_c.sort();
+    let in_rust: Vec<_> = (0..).zip(losses.iter().map(|name| (*name).to_owned())).collect();
+    assert_eq!(in_c, in_rust, "enumerators of {enumeration}");
+}
+
 fn read<T>(result: Result<T, Error>) -> T {
     result.unwrap_or_else(|error| panic!("reading: {error}"))
 }

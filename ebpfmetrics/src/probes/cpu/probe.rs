@@ -205,7 +205,7 @@ impl CpuProbe {
             online_cpus,
             windows: Windows::begin(),
             clock_offset_ns: None,
-            ledger: Ledger::new(options.max_exited as usize, sys::boottime_ns()),
+            ledger: Ledger::begin(options.max_exited as usize),
             known_threads: Threads::default(),
             cpus: Vec::new(),
             kernel_losses: vec![],

@@ -87,7 +87,7 @@ impl Snapshot for CpuSnapshot {
     }
 }
 
-crate::usage::process_rows!(CpuSnapshot: CpuProcess: CpuUsage);
+crate::process_rows!(CpuSnapshot: CpuProcess: CpuUsage);
 
 /// One process.
 #[derive(Clone, Debug, PartialEq)]

@@ -287,7 +287,7 @@ impl MemProbe {
             sees_all: in_initial_pid_namespace(),
             fallback: Fallback::None,
             windows: Windows::begin(),
-            ledger: Ledger::new(max_exited as usize, sys::boottime_ns()),
+            ledger: Ledger::begin(max_exited as usize),
             kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded,

@@ -78,7 +78,7 @@ impl Snapshot for MemSnapshot {
     }
 }
 
-crate::usage::process_rows!(MemSnapshot: MemProcess: MemUsage);
+crate::process_rows!(MemSnapshot: MemProcess: MemUsage);
 
 /// One process.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,7 +13,6 @@ use crate::{
     ledger::{Decode, Ledger, Totals as _},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
-    sys,
     walk::{Read, TaskProbe, Walk, Windows, read_alone},
 };
 
@@ -231,7 +230,7 @@ impl SlabProbe {
             addresses: options.addresses.is_some(),
             sees_all: in_initial_pid_namespace(),
             windows: Windows::begin(),
-            ledger: Ledger::new(options.max_exited as usize, sys::boottime_ns()),
+            ledger: Ledger::begin(options.max_exited as usize),
             idle: Totals::default(),
             idle_baseline: Totals::default(),
             kernel_losses: vec![],

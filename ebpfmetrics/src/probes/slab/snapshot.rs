@@ -64,7 +64,7 @@ impl Snapshot for SlabSnapshot {
     }
 }
 
-crate::usage::process_rows!(SlabSnapshot: SlabProcess: SlabUsage);
+crate::process_rows!(SlabSnapshot: SlabProcess: SlabUsage);
 
 /// One process.
 #[derive(Clone, Debug, PartialEq, Eq)]
