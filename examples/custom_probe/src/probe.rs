@@ -19,8 +19,8 @@ use crate::{
 /// Counts the system calls of every process, and those that fail.
 ///
 /// **It slows every system call of the machine**, by the kernel's way through its
-/// tracepoints and by the counting: COST_PLACEHOLDER. Load it for a question, not for
-/// good.
+/// tracepoints (80 to 130 ns, measured with another tracer of them) and by the counting on
+/// top, which has not been measured. Load it for a question, not for good.
 ///
 /// * **Where it comes from**: the tracepoints `raw_syscalls:sys_enter` and `sys_exit`;
 ///   `sched_process_exit` and `sched_process_free` for processes that end; a BPF

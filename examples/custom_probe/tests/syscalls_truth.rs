@@ -13,8 +13,8 @@ use custom_probe::{SyscallProbe, SyscallProcess, SyscallSnapshot};
 use ebpfmetrics::{ErrorKind, Probe as _};
 use support::{Caller, Trace, Traced};
 
-fn row(snapshot: &SyscallSnapshot, pid: u32) -> SyscallProcess {
-    snapshot.processes.iter().rfind(|row| row.id.pid == pid).unwrap().clone()
+fn row(snapshot: &SyscallSnapshot, pid: u32) -> Option<SyscallProcess> {
+    snapshot.processes.iter().rfind(|row| row.id.pid == pid).cloned()
 }
 
 /// Snapshots until there is what is looked for.
@@ -47,7 +47,7 @@ fn live_counts_are_the_tracers() {
     caller.work(1, 500, 7);
     let of_caller = |tid| tid == caller.pid();
     let before = trace.read(of_caller);
-    let usage = row(&probe.snapshot().unwrap(), caller.pid()).usage;
+    let usage = row(&probe.snapshot().unwrap(), caller.pid()).unwrap().usage;
     let after = trace.read(of_caller);
     assert!((before.calls..=after.calls).contains(&usage.calls), "{before:?} {usage:?} {after:?}");
     assert!((before.errors..=after.errors).contains(&usage.errors), "{before:?} {usage:?}");
@@ -65,7 +65,7 @@ fn final_counts_are_the_tracers() {
     caller.work(4, 1000, 30);
     let pid = caller.pid();
     caller.end();
-    let last = until(&mut probe, |snapshot| Some(row(snapshot, pid)).filter(|row| row.info.exited));
+    let last = until(&mut probe, |snapshot| row(snapshot, pid).filter(|row| row.info.exited));
     let me = std::process::id();
     // all that descends from this thread: the child and its threads
     let traced = trace.read(|tid| tid != gettid() && tid != me);

@@ -96,7 +96,10 @@ impl Trace {
             let lost = |name| stats.lines().any(|l| l.starts_with(name) && !l.ends_with(": 0"));
             assert!(!lost("overrun") && !lost("dropped events"), "the tracer lost events: {stats}");
         }
+        // or a traced reader would read of its own reading, without end
+        self.set("tracing_on", "0");
         let text = fs::read(self.instance.join("trace")).unwrap();
+        self.set("tracing_on", "1");
         let mut traced = Traced::default();
         for line in String::from_utf8_lossy(&text).lines() {
             // `COMM-TID [CPU] FLAGS SECONDS: sys_enter: NR 1 (..)`, `.. sys_exit: NR 1 = -9`
