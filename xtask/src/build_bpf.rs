@@ -1,11 +1,12 @@
-//! Compiles every `ebpf-probes/bpf/*.bpf.c` into `ebpf-probes/objects/*.bpf.o`.
+//! Compiles every `bpf/*.bpf.c` of a crate into its `objects/*.bpf.o`, for each crate
+//! of the workspace that has both directories.
 //!
 //! The objects are committed, so the same source must give the same bytes on
 //! every machine: the compiler is pinned, it runs with relative paths, and
 //! debug information is stripped (BTF stays).
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -16,6 +17,8 @@ use anyhow::{Context, Result, bail, ensure};
 const CLANG: &str = "clang-19";
 const CLANG_VERSION: &str = "19.1.7";
 const STRIP: &str = "llvm-strip-19";
+/// The headers, in the crate that has them.
+const INCLUDE: &str = "bpf/include";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,35 +29,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     check_compiler()?;
-    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ebpf-probes").canonicalize()?;
-    let objects = crate_dir.join("objects");
-    let built = tempfile::tempdir()?;
-
-    let mut names = Vec::new();
-    for source in sources(&crate_dir)? {
-        let name = object_name(&source)?;
-        compile(&crate_dir, &source, &built.path().join(&name))?;
-        names.push(name);
-    }
-
-    let mut different = Vec::new();
-    for name in &names {
-        let bytes = fs::read(built.path().join(name))?;
-        let committed = objects.join(name);
-        if fs::read(&committed).is_ok_and(|old| old == bytes) {
-            continue;
-        }
-        different.push(name.clone());
-        if !args.check {
-            fs::write(&committed, &bytes)?;
-            println!("built ebpf-probes/objects/{name} ({} bytes)", bytes.len());
-        }
-    }
-    for stale in stale_objects(&objects, &names)? {
-        different.push(format!("{} (no source)", stale.display()));
-        if !args.check {
-            fs::remove_file(&stale)?;
-        }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let (mut objects, mut different) = (0, Vec::new());
+    for crate_dir in crates(&workspace)? {
+        objects += build(&workspace, &crate_dir, args.check, &mut different)?;
     }
     if args.check {
         ensure!(
@@ -62,9 +40,68 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "committed objects differ from their source: {}; run `cargo xtask build-bpf`",
             different.join(", ")
         );
-        println!("{} objects are what their source compiles to", names.len());
+        println!("{objects} objects are what their source compiles to");
     }
     Ok(())
+}
+
+/// The crates of the workspace that have objects.
+fn crates(workspace: &Path) -> Result<Vec<PathBuf>> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--format-version=1"])
+        .current_dir(workspace)
+        .output()
+        .context("cargo metadata")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().context("cargo's metadata")?;
+    let manifests = packages.iter().filter_map(|package| package["manifest_path"].as_str());
+    let mut crates: Vec<_> = manifests
+        .filter_map(|manifest| Path::new(manifest).parent())
+        .filter(|this| this.join("bpf").is_dir() && this.join("objects").is_dir())
+        .map(Path::to_owned)
+        .collect();
+    crates.sort();
+    Ok(crates)
+}
+
+/// Compiles the sources of one crate, tells which objects differ, and unless it is to
+/// check alone puts them in place. Returns how many there are.
+fn build(
+    workspace: &Path,
+    crate_dir: &Path,
+    check: bool,
+    different: &mut Vec<String>,
+) -> Result<usize> {
+    let objects = crate_dir.join("objects");
+    let shown = |path: &Path| path.strip_prefix(workspace).unwrap_or(path).display().to_string();
+    let built = tempfile::tempdir()?;
+    let mut names = Vec::new();
+    for source in sources(crate_dir)? {
+        let name = object_name(&source)?;
+        compile(workspace, crate_dir, &source, &built.path().join(&name))?;
+        names.push(name);
+    }
+    for name in &names {
+        let bytes = fs::read(built.path().join(name))?;
+        let committed = objects.join(name);
+        if fs::read(&committed).is_ok_and(|old| old == bytes) {
+            continue;
+        }
+        different.push(shown(&committed));
+        if !check {
+            fs::write(&committed, &bytes)?;
+            println!("built {} ({} bytes)", shown(&committed), bytes.len());
+        }
+    }
+    for stale in stale_objects(&objects, &names)? {
+        different.push(format!("{} (no source)", shown(&stale)));
+        if !check {
+            fs::remove_file(&stale)?;
+        }
+    }
+    Ok(names.len())
 }
 
 fn check_compiler() -> Result<()> {
@@ -107,16 +144,23 @@ fn stale_objects(objects: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
     Ok(stale)
 }
 
-fn compile(crate_dir: &Path, source: &Path, object: &Path) -> Result<()> {
+fn compile(workspace: &Path, crate_dir: &Path, source: &Path, object: &Path) -> Result<()> {
     // Relative source path and working directory: both end up in the BTF line
     // information. -mcpu=v2 is what every kernel from 5.10 on verifies.
     let relative = source.strip_prefix(crate_dir)?;
+    let to_workspace: PathBuf =
+        crate_dir.strip_prefix(workspace)?.components().map(|_| "..").collect();
+    let headers = match crate_dir.join(INCLUDE).is_dir() {
+        true => PathBuf::from(INCLUDE),
+        false => to_workspace.join("ebpf-probes").join(INCLUDE),
+    };
     run_tool(
         Command::new(CLANG)
             .current_dir(crate_dir)
             .args(["-target", "bpfel", "-mcpu=v2", "-O2", "-g", "-std=gnu11"])
             .args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
-            .args(["-fdebug-compilation-dir=.", "-Ibpf/include"])
+            .arg("-fdebug-compilation-dir=.")
+            .arg(format!("-I{}", headers.display()))
             .arg("-c")
             .arg(relative)
             .arg("-o")

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{arch::Arch, version::Version};
+use super::{arch::Arch, suite::SUITE, version::Version};
 
 #[derive(clap::Args)]
 pub(super) struct Options {
@@ -74,6 +74,6 @@ pub(super) struct Options {
     #[arg(long, hide = true)]
     pub(super) manifest_path: Option<PathBuf>,
 
-    #[arg(long, hide = true, default_value = "ebpfmetrics-suite")]
+    #[arg(long, hide = true, default_value = SUITE)]
     pub(super) package: String,
 }

@@ -12,6 +12,13 @@ use serde::Deserialize;
 /// Tests of the toolchain and of the sources make no sense in a machine.
 const HOST_ONLY: &str = "host_";
 
+/// Crates beside whose tests run in the machines too; they find nothing there by the
+/// directory that cargo starts them in.
+const GUESTS: [&str; 1] = ["custom_probe"];
+
+/// The package that has the suite.
+pub(super) const SUITE: &str = "ebpfmetrics-suite";
+
 /// A test target, one libtest program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Harness {
@@ -47,7 +54,6 @@ pub(super) struct Cross {
 #[derive(Deserialize)]
 struct Artifact {
     executable: Option<PathBuf>,
-    manifest_path: PathBuf,
     target: Target,
 }
 
@@ -66,6 +72,9 @@ pub(super) fn build(build: &Build) -> Result<Suite> {
         .args(&build.cross.arguments)
         .envs(build.cross.environment.iter().map(|(name, value)| (name, value)))
         .stderr(Stdio::inherit());
+    if build.package == SUITE {
+        cargo.args(GUESTS.iter().flat_map(|guest| ["--package", guest]));
+    }
     if build.targets.is_empty() {
         cargo.arg("--tests");
     }
@@ -75,7 +84,9 @@ pub(super) fn build(build: &Build) -> Result<Suite> {
     let output = cargo.output().context("cargo test --no-run")?;
     ensure!(output.status.success(), "the tests do not build");
 
-    let suite = from_messages(&String::from_utf8(output.stdout)?)?;
+    let mut suite = from_messages(&String::from_utf8(output.stdout)?)?;
+    suite.directory =
+        std::path::absolute(build.manifest)?.parent().map(Path::to_owned).unwrap_or_default();
     if suite.harnesses.is_empty() {
         bail!("package {} has no test target to run in a machine", build.package);
     }
@@ -92,10 +103,10 @@ fn from_messages(messages: &str) -> Result<Suite> {
         }
         let artifact: Artifact = serde_json::from_value(message)?;
         let Some(program) = artifact.executable else { continue };
-        suite.directory = artifact.manifest_path.parent().map(Path::to_owned).unwrap_or_default();
-        if !artifact.target.kind.iter().any(|kind| kind == "test") {
+        let is = |kind| artifact.target.kind.iter().any(|this| this == kind);
+        if is("bin") {
             suite.programs.push(program);
-        } else if !artifact.target.name.starts_with(HOST_ONLY) {
+        } else if is("test") && !artifact.target.name.starts_with(HOST_ONLY) {
             suite.harnesses.push(Harness { name: artifact.target.name, program });
         }
     }
@@ -112,7 +123,7 @@ mod tests {
     fn harnesses_are_told_from_programs_and_host_tests() {
         let line = |name: &str, kind: &str| {
             format!(
-                r#"{{"reason":"compiler-artifact","manifest_path":"/p/Cargo.toml","executable":"/t/{name}","target":{{"name":"{name}","kind":["{kind}"]}}}}"#
+                r#"{{"reason":"compiler-artifact","executable":"/t/{name}","target":{{"name":"{name}","kind":["{kind}"]}}}}"#
             )
         };
         let messages = [
@@ -120,6 +131,7 @@ mod tests {
             line("workload", "bin"),
             line("cpu", "test"),
             line("host_layout", "test"),
+            line("tests_in_a_library", "lib"),
             r#"{"reason":"build-finished","success":true}"#.into(),
         ]
         .join("\n");
@@ -127,6 +139,5 @@ mod tests {
         let names: Vec<_> = suite.harnesses.iter().map(|h| h.name.as_str()).collect();
         assert_eq!(names, ["cpu", "truth"]);
         assert_eq!(suite.programs, [PathBuf::from("/t/workload")]);
-        assert_eq!(suite.directory, PathBuf::from("/p"));
     }
 }

@@ -1,0 +1,130 @@
+//! A child with known system calls, and what the kernel's own tracer says of them.
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![allow(dead_code, reason = "no test uses all of it")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+/// `caller` under way. Dropping it ends it.
+pub(crate) struct Caller {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Caller {
+    pub(crate) fn start() -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_caller"));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
+        Self { child, input, output }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has each of its threads make so many calls that succeed, and that fail.
+    pub(crate) fn work(&mut self, threads: u64, good: u64, bad: u64) {
+        writeln!(self.input.as_mut().unwrap(), "{threads} {good} {bad}").unwrap();
+        let mut answer = String::new();
+        self.output.read_line(&mut answer).unwrap();
+        assert_eq!(answer, "done\n");
+    }
+
+    /// Lets it end, and waits for it.
+    pub(crate) fn end(mut self) {
+        drop(self.input.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// ftrace of system calls, in an instance of its own that ends with the value.
+pub(crate) struct Trace {
+    /// tracefs, mounted nowhere: gone with the descriptor.
+    _mount: OwnedFd,
+    instance: PathBuf,
+}
+
+/// What it saw of a thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traced {
+    pub(crate) calls: u64,
+    pub(crate) errors: u64,
+}
+
+impl Trace {
+    /// Of these threads and what they will start.
+    pub(crate) fn of(threads: &[u32]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let context = fsopen("tracefs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        fsconfig_create(&context).unwrap();
+        let mount =
+            fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let instance = format!("instances/custom-probe-{}-{number}", std::process::id());
+        let instance = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd())).join(instance);
+        fs::create_dir(&instance).unwrap();
+        let this = Self { _mount: mount, instance };
+        this.set("buffer_size_kb", "16384");
+        this.set("options/event-fork", "1");
+        let threads: Vec<_> = threads.iter().map(u32::to_string).collect();
+        this.set("set_event_pid", &threads.join(" "));
+        this.set("events/raw_syscalls/enable", "1");
+        this
+    }
+
+    /// What it saw so far of the threads for which `counts` holds.
+    pub(crate) fn read(&self, counts: impl Fn(u32) -> bool) -> Traced {
+        for cpu in fs::read_dir(self.instance.join("per_cpu")).unwrap().flatten() {
+            let stats = fs::read_to_string(cpu.path().join("stats")).unwrap();
+            let lost = |name| stats.lines().any(|l| l.starts_with(name) && !l.ends_with(": 0"));
+            assert!(!lost("overrun") && !lost("dropped events"), "the tracer lost events: {stats}");
+        }
+        // or a traced reader would read of its own reading, without end
+        self.set("tracing_on", "0");
+        let text = fs::read(self.instance.join("trace")).unwrap();
+        self.set("tracing_on", "1");
+        let mut traced = Traced::default();
+        for line in String::from_utf8_lossy(&text).lines() {
+            // `COMM-TID [CPU] FLAGS SECONDS: sys_enter: NR 1 (..)`, `.. sys_exit: NR 1 = -9`
+            let Some((task, rest)) = line.split_once(" [") else { continue };
+            let tid = task.trim_end().rsplit('-').next().and_then(|tid| tid.parse().ok());
+            if !tid.is_some_and(&counts) {
+                continue;
+            }
+            if rest.contains(": sys_enter: ") {
+                traced.calls += 1;
+            } else if let Some((_, exit)) = rest.split_once(": sys_exit: ") {
+                let result: i64 = exit.rsplit(" = ").next().unwrap().trim().parse().unwrap();
+                traced.errors += u64::from((-4095..0).contains(&result));
+            }
+        }
+        traced
+    }
+
+    fn set(&self, file: &str, value: &str) {
+        fs::write(self.instance.join(file), value).unwrap_or_else(|e| panic!("{file}: {e}"));
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.instance);
+    }
+}
