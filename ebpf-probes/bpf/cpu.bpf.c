@@ -556,6 +556,23 @@ int cpu_tasks(struct bpf_iter__task *ctx)
 }
 
 /*
+ * A leader that ended before its last thread is in nobody's sums until its release,
+ * which some machines do not show.
+ */
+static __always_inline void add_waiting_leader(struct cpu_task_record *r, struct task_struct *task)
+{
+	struct task_struct *leader = task->group_leader;
+
+	if (task->pid == task->tgid)
+		return;
+	r->sum_exec_ns += leader->se.sum_exec_runtime;
+	r->user_ns += leader->utime;
+	r->system_ns += leader->stime;
+	r->voluntary_switches += leader->nvcsw;
+	r->involuntary_switches += leader->nivcsw;
+}
+
+/*
  * A thread exits, in its own context: group_leader and real_parent are safe
  * here. Its time still grows, and the kernel adds that up itself.
  */
@@ -583,6 +600,7 @@ int BPF_PROG(cpu_exit, struct task_struct *task)
 	__sync_fetch_and_add(&dead->threads, 1);
 	if (task->signal->live.counter == 0) {
 		read_task(&dead->last, task, true);
+		add_waiting_leader(&dead->last, task);
 		dead->last.ended_ns = bpf_ktime_get_ns();
 		dead->last_is_set = 1;
 	}
