@@ -153,7 +153,7 @@ fn nothing_is_told_before_it_is_spent() {
         })
         .collect();
     let tids: Vec<_> = thread_ids().difference(&before_spinners).copied().collect();
-    let (mut furthest_ns, mut running) = (i64::MIN, 0);
+    let (mut ahead_ns, mut running) = (Vec::new(), 0);
     for _ in 0..2000 {
         sleep(Duration::from_micros(700));
         let snapshot = probe.snapshot().unwrap();
@@ -161,14 +161,18 @@ fn nothing_is_told_before_it_is_spent() {
             let clock = thread_cpu_ns(tid).unwrap();
             let row = snapshot.threads.iter().find(|thread| thread.id.tid == tid).unwrap();
             running += usize::from(row.running_at_ns.is_some());
-            furthest_ns = furthest_ns.max(row.usage.cpu_time.as_nanos() as i64 - clock as i64);
+            ahead_ns.push(row.usage.cpu_time.as_nanos() as i64 - clock as i64);
         }
     }
     stop.store(true, Ordering::Relaxed);
     spinners.into_iter().for_each(|spinner| spinner.join().unwrap());
-    println!("ahead by {furthest_ns} ns at most, {running} times read while it ran");
+    ahead_ns.sort_unstable();
+    println!("ahead by {:?} ns at most; {running} times read while it ran", ahead_ns.last());
     assert!(running > 100, "{running} times");
-    assert!(furthest_ns < 1_000_000, "{furthest_ns} ns ahead");
+    // An emulator, and a hypervisor for an instant, takes a CPU and nobody is told.
+    let few = ahead_ns.len() / if emulated() { 20 } else { 500 };
+    let most = ahead_ns[ahead_ns.len() - 1 - few];
+    assert!(most < 50_000, "{most} ns ahead, {few} looks of {} more", ahead_ns.len());
 }
 
 #[test]

@@ -46,7 +46,11 @@ static __always_inline bool has_sum_at_pick(void)
  */
 static __always_inline bool is_running(struct task_struct *task, struct rq *rq)
 {
-	if (rq->curr != task || !*(volatile int *)&task->on_rq)
+	u32 queued = 0;
+
+	/* by helper: it is one byte in 7.x */
+	bpf_core_read(&queued, bpf_core_field_size(task->on_rq), &task->on_rq);
+	if (rq->curr != task || !queued)
 		return false;
 	/* since 6.12 it may sleep and stay queued */
 	return !bpf_core_field_exists(task->se.sched_delayed) ||
