@@ -3,6 +3,7 @@
 
 mod empty;
 
+pub(crate) mod swarm;
 pub(crate) mod tools;
 
 use std::{

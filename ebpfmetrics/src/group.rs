@@ -86,7 +86,8 @@ pub fn group_by<S: ProcessRows, K: Ord>(
 /// Keeps who belongs to it from one snapshot to the next, for parents end and their
 /// children get others. To miss nobody, begin when the root has no children yet, and
 /// feed it every snapshot: a process whose parent came and went between two snapshots
-/// is found by that parent's final row.
+/// is found by that parent's final row. Who ended is remembered for two minutes: what it
+/// left to be written back reaches a disk half a minute later.
 ///
 /// ```no_run
 /// use ebpfmetrics::{CpuProbe, Probe, ProcessTree};
@@ -103,12 +104,12 @@ pub fn group_by<S: ProcessRows, K: Ord>(
 #[derive(Clone, Debug)]
 pub struct ProcessTree {
     root: u32,
-    /// With the number of snapshots since each was seen last.
-    members: HashMap<ProcessId, u32>,
+    /// With the end of the last window that had each, `CLOCK_MONOTONIC`.
+    members: HashMap<ProcessId, u64>,
 }
 
-/// After so many snapshots without it nothing refers to a process any more.
-const FORGET_AFTER: u32 = 8;
+/// Nothing refers any more to a process that has not been seen for so long.
+const FORGET_AFTER_NS: u64 = 120_000_000_000;
 
 impl ProcessTree {
     /// The tree of a pid: of the process that has it when the first snapshot comes.
@@ -132,15 +133,12 @@ impl ProcessTree {
     }
 
     fn update<S: ProcessRows>(&mut self, snapshot: &S) {
-        let rows = snapshot.rows();
+        let (rows, now) = (snapshot.rows(), snapshot.window().end_ns);
         if self.members.is_empty() {
             let root = rows.iter().rev().find(|row| row.id().pid == self.root);
-            self.members.extend(root.map(|row| (row.id(), 0)));
+            self.members.extend(root.map(|row| (row.id(), now)));
         }
-        self.members.retain(|_, age| {
-            *age += 1;
-            *age <= FORGET_AFTER
-        });
+        self.members.retain(|_, &mut seen| now.saturating_sub(seen) <= FORGET_AFTER_NS);
         // A child is started after its parent, but rows are in the order of pids, which
         // wrap around: go by parent, not by place.
         let mut children: HashMap<ProcessId, Vec<ProcessId>> = HashMap::new();
@@ -152,14 +150,14 @@ impl ProcessTree {
         let mut open: Vec<ProcessId> = self.members.keys().copied().collect();
         while let Some(parent) = open.pop() {
             for &child in children.get(&parent).into_iter().flatten() {
-                if self.members.insert(child, 0).is_none() {
+                if self.members.insert(child, now).is_none() {
                     open.push(child);
                 }
             }
         }
         for row in rows {
-            if let Some(age) = self.members.get_mut(&row.id()) {
-                *age = 0;
+            if let Some(seen) = self.members.get_mut(&row.id()) {
+                *seen = now;
             }
         }
     }
@@ -295,10 +293,13 @@ mod tests {
     fn who_has_not_been_seen_for_long_is_forgotten() {
         let mut tree = ProcessTree::of(10);
         tree.group(&Sample::of([child(10, 1, false, 1), child(11, 10, true, 1)]));
-        for _ in 0..=FORGET_AFTER {
-            tree.group(&Sample::of([child(10, 1, false, 1)]));
-        }
-        assert!(!tree.contains(ProcessId { pid: 11, start_time_ns: 1 }));
+        let mut at = |end_ns: u64| {
+            let window = crate::Window { start_ns: 0, end_ns };
+            tree.group(&Sample { window, ..Sample::of([child(10, 1, false, 1)]) });
+            tree.contains(ProcessId { pid: 11, start_time_ns: 1 })
+        };
+        assert!(at(FORGET_AFTER_NS));
+        assert!(!at(FORGET_AFTER_NS + 1));
         assert!(tree.contains(ProcessId { pid: 10, start_time_ns: 1 }));
     }
 
