@@ -617,8 +617,11 @@ static __noinline void tell_slow_io(struct disk_in_flight *io, u32 bytes, u64 qu
 	    .operation = io->key.operation,
 	};
 
-	if (process)
+	if (process) {
 		r.event.about = process->about;
+		if (process->flags & DISK_PROCESS_EXITED)
+			r.event.about.flags |= ABOUT_ENDED;
+	}
 	r.event.about.process_start_ns = key.start_ns;
 	r.event.about.tgid = key.tgid;
 	r.event.time_ns = io->started_ns + queue_ns + device_ns;
