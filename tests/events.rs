@@ -312,6 +312,7 @@ fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
     let mut few = CpuProbe::builder().max_exited(count / 4).load().unwrap();
     let mut events =
         Events::builder().started(true).exited(true).buffer_bytes(8 << 20).load().unwrap();
+    let _statistics = Statistics::enable().unwrap();
     let mut work = Workload::start(WORKLOAD, &["children", &count.to_string(), "500"]);
     let pid = work.pid();
     let mut told = Told::default();
@@ -337,6 +338,8 @@ fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
     let (cpu, few) = (cpu.snapshot().unwrap(), few.snapshot().unwrap());
     drop(work);
     let losses = events.losses().unwrap();
+    let costs = events.cost().unwrap().programs;
+    let costs: Vec<_> = costs.iter().map(|it| (it.program.as_str(), it.ns_per_run())).collect();
     let off = |ns: u64| ns as f64 / truth_ns as f64 - 1.0;
     let rows = exited_in(&cpu, Some(pid));
     // of the whole machine: who is folded is nobody's child any more
@@ -347,7 +350,7 @@ fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
     let context = format!(
         "{count} processes: {} started, {} exited, {} lost, {} without usage; rusage {truth_ns} ns; \
          off by {:+.5} as told, {:+.5} by the {} rows; with {} of {} folded {folding:+.5} from {} \
-         one by one; {losses:?}; {:?}",
+         one by one; {losses:?}; {:?}; {costs:?}",
         told.started.len(),
         told.exited.len(),
         told.lost,
