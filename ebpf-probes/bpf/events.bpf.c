@@ -56,6 +56,32 @@ struct {
 	__type(value, u8);
 } above SEC(".maps");
 
+/*
+ * How many those are: mostly none, which spares all others a look for themselves.
+ * Written with the table: atomic adds.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} above_count SEC(".maps");
+
+static __always_inline void count_above(s64 change)
+{
+	u32 zero = 0;
+	u64 *count = bpf_map_lookup_elem(&above_count, &zero);
+
+	if (count)
+		__sync_fetch_and_add(count, change);
+}
+
+static __always_inline void forget_above(struct process_key *key)
+{
+	if (!bpf_map_delete_elem(&above, key))
+		count_above(-1);
+}
+
 /* A process is made; its first thread has not run yet. */
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(events_fork, struct task_struct *parent, struct task_struct *child)
@@ -97,7 +123,7 @@ int BPF_PROG(events_exit, struct task_struct *task)
 	key.tgid = r.about.tgid;
 	key.padding = 0;
 	if (threshold_pages)
-		bpf_map_delete_elem(&above, &key);
+		forget_above(&key);
 	if (tell_exited) {
 		last.about = r.about;
 		bpf_map_update_elem(&ending, &key, &last, BPF_ANY);
@@ -143,6 +169,42 @@ int BPF_PROG(events_free, struct task_struct *task)
 	return 0;
 }
 
+/* The resident set of a process has grown to the threshold, or shrunk from it. */
+static __noinline void cross(struct mm_struct *mm, u64 pages)
+{
+	struct task_struct *owner = mm->owner, *leader;
+	struct events_event_record r = {};
+	struct process_key key = {};
+	u8 told = 1;
+	long error;
+
+	/* not while it is being made by fork or exec, or torn down */
+	if (!owner || owner->mm != mm || (owner->flags & PF_EXITING))
+		return;
+	leader = owner->group_leader;
+	key.start_ns = leader->start_boottime;
+	key.tgid = owner->tgid;
+	if (bpf_map_lookup_elem(&above, &key)) {
+		if (pages < rearm_pages)
+			forget_above(&key);
+		return;
+	}
+	if (pages < threshold_pages)
+		return;
+	error = bpf_map_update_elem(&above, &key, &told, BPF_NOEXIST);
+	if (error == -17) /* EEXIST: another CPU was first */
+		return;
+	if (error) {
+		count_loss(EVENTS_LOSS_ABOVE_TABLE_FULL);
+		return;
+	}
+	count_above(1);
+	r.time_ns = bpf_ktime_get_ns();
+	r.resident_pages = pages;
+	if (read_about_at_exit(&r.about, leader))
+		tell(&r, sizeof(r), EVENT_KIND_MEMORY_THRESHOLD);
+}
+
 /*
  * The kernel has changed a page count. The counts of CPUs (before 6.2: of
  * threads) are folded into the common ones every 32 to 64 pages: the crossing is
@@ -151,41 +213,18 @@ int BPF_PROG(events_free, struct task_struct *task)
 SEC("tp_btf/rss_stat")
 int BPF_PROG(events_resident, struct mm_struct *mm, int member)
 {
-	struct task_struct *owner = mm->owner, *leader;
-	struct events_event_record r = {};
-	struct process_key key = {};
-	u64 pages;
-	u8 told = 1;
-	long error;
+	u32 zero = 0;
+	u64 *any, pages;
 
-	if (member == MM_SWAPENTS || !owner)
+	if (member == MM_SWAPENTS)
 		return 0;
 	pages = folded_resident_pages(mm);
-	if (pages >= rearm_pages && pages < threshold_pages)
-		return 0;
-	/* not while it is being made by fork or exec, or torn down */
-	if (owner->mm != mm || (owner->flags & PF_EXITING))
-		return 0;
-	leader = owner->group_leader;
-	key.start_ns = leader->start_boottime;
-	key.tgid = owner->tgid;
-	if (bpf_map_lookup_elem(&above, &key)) {
-		if (pages < rearm_pages)
-			bpf_map_delete_elem(&above, &key);
-		return 0;
+	if (pages < threshold_pages) {
+		/* a process below is of interest if it may have been above */
+		any = bpf_map_lookup_elem(&above_count, &zero);
+		if (pages >= rearm_pages || !any || !*any)
+			return 0;
 	}
-	if (pages < threshold_pages)
-		return 0;
-	error = bpf_map_update_elem(&above, &key, &told, BPF_NOEXIST);
-	if (error == -17) /* EEXIST: another CPU was first */
-		return 0;
-	if (error) {
-		count_loss(EVENTS_LOSS_ABOVE_TABLE_FULL);
-		return 0;
-	}
-	r.time_ns = bpf_ktime_get_ns();
-	r.resident_pages = pages;
-	if (read_about_at_exit(&r.about, leader))
-		tell(&r, sizeof(r), EVENT_KIND_MEMORY_THRESHOLD);
+	cross(mm, pages);
 	return 0;
 }

@@ -152,6 +152,15 @@ impl EventsBuilder {
     ///
     /// No program runs for it but those of the probe. It ends with the probe.
     ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use ebpfmetrics::{DiskProbe, Events};
+    ///
+    /// let disk = DiskProbe::builder().slow_io(Duration::from_millis(100)).load()?;
+    /// let mut events = Events::builder().slow_io(&disk)?.load()?;
+    /// # Ok::<(), ebpfmetrics::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] if the probe was loaded without, or if other `Events`
     /// read its buffer.
