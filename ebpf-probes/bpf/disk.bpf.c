@@ -33,8 +33,8 @@ DEFINE_LOSSES(DISK_LOSSES)
 const volatile bool has_io_start = true;
 
 /*
- * Operations that take at least so long are told as events, from 1 on. With 0 the
- * verifier removes all code for that, and the maps of events need not be there.
+ * Operations that take at least so long are told as events. With 0 none is: the
+ * verifier removes the code for it, and the maps of events need not be there.
  */
 const volatile u64 slow_io_ns = 0;
 
