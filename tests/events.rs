@@ -11,11 +11,12 @@ use std::{
 };
 
 use ebpfmetrics::{
-    CpuProbe, ErrorKind, Event, Events, EventsBuilder, MemProbe, Probe as _, ProcessId, Statistics,
-    kit::TaskProbe as _,
+    CpuProbe, CpuSnapshot, DiskProbe, ErrorKind, Event, Events, EventsBuilder, MemProbe,
+    Probe as _, ProcessId, Statistics, kit::TaskProbe as _,
 };
 use ebpfmetrics_suite::{
-    MemoryLimit, Workload, emulated, loaded_objects, monotonic_ns, poll, support,
+    MemoryLimit, QuietVolume, Workload, emulated, loaded_objects, monotonic_ns, poll, settle,
+    support,
 };
 use futures_core::Stream as _;
 
@@ -285,7 +286,19 @@ impl Told {
     }
 }
 
-/// 20,000 (where everything is emulated 2,000), with `EBPFMETRICS_LONG` set 100,000.
+/// How many processes have exited, of all or of one parent, and their CPU time.
+fn exited_in(snapshot: &CpuSnapshot, parent: Option<u32>) -> (u64, u64) {
+    let of_parent = |row: &&ebpfmetrics::CpuProcess| {
+        parent.is_none() || parent == row.info.parent.map(|it| it.pid)
+    };
+    let rows = || snapshot.processes.iter().filter(|row| row.info.exited).filter(of_parent);
+    let time: Duration = rows().map(|row| row.usage.cpu_time).sum();
+    (rows().count() as u64, time.as_nanos() as u64)
+}
+
+/// 20,000 (where everything is emulated 2,000), with `EBPFMETRICS_LONG` set 100,000: told
+/// one by one as they start and exit, while a probe that keeps all, one that keeps few,
+/// and the kernel's own account (RUSAGE_CHILDREN of who forks them) have their CPU time.
 #[test]
 fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
     let count: u32 = match std::env::var_os("EBPFMETRICS_LONG") {
@@ -295,11 +308,12 @@ fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
     };
     let hides = hides_events();
     let _busy = keep_cpus_busy(hides);
-    let cpu = CpuProbe::builder().max_exited(count * 3).load().unwrap();
+    let mut cpu = CpuProbe::builder().max_exited(count * 3).load().unwrap();
+    let mut few = CpuProbe::builder().max_exited(count / 4).load().unwrap();
     let mut events =
         Events::builder().started(true).exited(true).buffer_bytes(8 << 20).load().unwrap();
     let _statistics = Statistics::enable().unwrap();
-    let mut work = Workload::start(WORKLOAD, &["children", &count.to_string(), "100"]);
+    let mut work = Workload::start(WORKLOAD, &["children", &count.to_string(), "500"]);
     let pid = work.pid();
     let mut told = Told::default();
     let (is_done, done) = std::sync::mpsc::channel();
@@ -321,20 +335,33 @@ fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
         }
     }
     let (truth_ns, work) = (truth_ns.unwrap(), reader.join().unwrap());
-    let costs = events.cost().unwrap().programs;
-    let costs: Vec<_> =
-        costs.iter().map(|it| (it.program.as_str(), it.run_count, it.ns_per_run())).collect();
+    let (cpu, few) = (cpu.snapshot().unwrap(), few.snapshot().unwrap());
     drop(work);
     let losses = events.losses().unwrap();
-    let off = told.cpu_ns as f64 / truth_ns as f64 - 1.0;
+    let costs = events.cost().unwrap().programs;
+    let costs: Vec<_> = costs.iter().map(|it| (it.program.as_str(), it.ns_per_run())).collect();
+    let off = |ns: u64| ns as f64 / truth_ns as f64 - 1.0;
+    let rows = exited_in(&cpu, Some(pid));
+    // of the whole machine: who is folded is nobody's child any more
+    let (of_all, of_few) = (exited_in(&cpu, None), exited_in(&few, None));
+    let of_few =
+        (of_few.0 + few.folded.processes, of_few.1 + few.folded.usage.cpu_time.as_nanos() as u64);
+    let folding = of_few.1 as f64 / of_all.1 as f64 - 1.0;
     let context = format!(
-        "{count} processes: {} started, {} exited, {} lost, {} without usage, CPU {} ns, rusage \
-         {truth_ns} ns, off by {off:.5}; {losses:?}; {costs:?}",
+        "{count} processes: {} started, {} exited, {} lost, {} without usage; rusage {truth_ns} ns; \
+         off by {:+.5} as told, {:+.5} by the {} rows; with {} of {} folded {folding:+.5} from {} \
+         one by one; {losses:?}; {:?}; {costs:?}",
         told.started.len(),
         told.exited.len(),
         told.lost,
         told.without_usage,
-        told.cpu_ns,
+        off(told.cpu_ns),
+        off(rows.1),
+        rows.0,
+        few.folded.processes,
+        of_few.0,
+        of_all.0,
+        cpu.losses,
     );
     println!("{context}");
     assert!(
@@ -348,14 +375,19 @@ fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
     assert_eq!(told.unordered, 0, "{context}");
     if hides {
         assert!(told.exited.len() >= count as usize * 95 / 100, "{context}");
-        assert!(off.abs() < 0.05, "{context}");
+        assert!(off(told.cpu_ns).abs() < 0.05, "{context}");
+        assert!(off(rows.1).abs() < 0.01, "{context}");
     } else {
         assert_eq!(told.exited.len(), count as usize, "{context}");
         assert_eq!(told.without_usage, 0, "{context}");
-        // rusage is in us and cuts them, twice per process
-        let most = 0.001 + f64::from(count) * 1000.0 / truth_ns as f64;
-        assert!(off >= -0.001 && off <= most, "{context}");
+        assert_eq!(rows.0, u64::from(count), "{context}");
+        assert!(few.folded.processes >= u64::from(count / 2), "{context}");
+        for ns in [told.cpu_ns, rows.1] {
+            assert!(off(ns).abs() <= 0.001, "{context}");
+        }
     }
+    // the two were loaded and read some ms apart
+    assert!(folding.abs() <= if hides { 0.05 } else { 0.001 }, "{context}");
 }
 
 #[test]
@@ -403,45 +435,77 @@ fn what_finds_no_room_is_counted_exactly() {
 
 #[test]
 fn the_final_usage_is_there_until_a_snapshot_takes_it() {
+    let Some(volume) = QuietVolume::new("the_final_usage_is_there") else { return };
+    let file = volume.path().join("file");
+    std::fs::write(&file, vec![1; 1 << 20]).unwrap();
+    settle(volume.device());
     let hides = hides_events();
     let _busy = keep_cpus_busy(hides);
     let mut cpu = CpuProbe::builder().load().unwrap();
     let mut mem = MemProbe::builder().load().unwrap();
-    let mut events = Events::builder().exited(true).load().unwrap();
-    let mut worker = Workload::start(WORKLOAD, &["memory"]);
-    let mut id = None;
-    let mut faults = 0;
+    let never = Duration::from_secs(3600);
+    let mut disk = DiskProbe::builder().slow_io(never).load().unwrap();
+    let mut events = Events::builder().exited(true).slow_io(&disk).unwrap().load().unwrap();
+    let mut found = None;
     for _ in 0..20 {
-        let answer = worker.ask("child-touch 16384");
-        let numbers: Vec<u64> = answer.split(' ').map(|word| word.parse().unwrap()).collect();
-        let pid = numbers[0] as u32;
-        faults = numbers[1];
+        let mut worker = Workload::start(WORKLOAD, &["disk", "child", file.to_str().unwrap()]);
+        worker.tell("go");
+        let told = worker.line();
+        let told: Vec<u64> = told.split(' ').map(|word| word.parse().unwrap()).collect();
+        let pid = told[0] as u32;
         let mut seen = Vec::new();
-        let gone = until(&mut events, &mut seen, |event| exited(event, pid));
-        if let Some(event) = gone {
-            id = Some(event.process().unwrap().id);
+        if let Some(event) = until(&mut events, &mut seen, |event| exited(event, pid)) {
+            found = Some((event.process().unwrap().id, told));
             break;
         }
         assert!(hides, "no end of {pid}: {seen:?}");
     }
-    let id = id.expect("not all are hidden");
+    let (id, told) = found.expect("not all are hidden");
+    let [_, cpu_ns, faults, read_bytes, dirtied_bytes, cancelled_bytes] = told[..] else {
+        panic!("{told:?}")
+    };
     let used = cpu.final_usage(id).unwrap().expect("CPU time");
     let memory = mem.final_usage(id).unwrap().expect("memory");
-    // the child read its own faults, and faults on its last steps too
-    assert!((faults..faults + 64).contains(&memory.minor_faults), "{faults}, {memory:?}");
+    let io = disk.final_usage(id).unwrap().expect("I/O");
+    println!("rusage and /proc say {told:?}; {used:?}; {memory:?}; {io:#?}");
+    // rusage is cut to us, and knows nothing of the last steps of a process
+    let time = used.cpu_time.as_nanos() as u64;
+    let most = cpu_ns + if emulated() { 2_000_000 } else { 500_000 };
+    assert!(time + 2000 >= cpu_ns && time <= most, "{time}, {cpu_ns} by rusage");
+    assert_eq!(memory.minor_faults, faults, "{memory:?}");
     assert!(memory.resident_peak_bytes.unwrap() >= 16 * MIB, "{memory:?}");
-    assert!(used.cpu_time > Duration::from_micros(100), "{used:?}");
+    assert_eq!(
+        (io.dirtied_bytes, io.cancelled_bytes),
+        (Some(dirtied_bytes), Some(cancelled_bytes))
+    );
+    let whole = |done: u64, truth: u64| {
+        let least = if hides { truth - truth / 10 } else { truth };
+        assert!((least..=truth).contains(&done), "{done} of {truth}: {io:#?}");
+    };
+    whole(io.by_class.direct.read_bytes, read_bytes);
+    whole(io.by_class.write_back.written_bytes, 1 << 20);
+    assert!(read_bytes >= 50 * 4096, "and of its program: {read_bytes}");
+    assert!(io.total.operations() > 50 && !io.devices.is_empty(), "{io:#?}");
     let stranger = ProcessId { pid: id.pid, start_time_ns: id.start_time_ns + 1 };
     assert_eq!(cpu.final_usage(stranger).unwrap(), None);
+    assert_eq!(disk.final_usage(stranger).unwrap(), None);
+    let me = CpuProbe::builder().load().unwrap().snapshot().unwrap();
+    let me = me.process(std::process::id()).unwrap().id;
+    assert_eq!(disk.final_usage(me).unwrap(), None, "it is alive");
 
     // of a process of one window, the row is the same
     let (first, second) = (cpu.snapshot().unwrap(), mem.snapshot().unwrap());
+    let third = disk.snapshot().unwrap();
     let row = first.processes.iter().find(|row| row.id == id).unwrap();
     assert_eq!(row.usage, used);
     let row = second.processes.iter().find(|row| row.id == id).unwrap();
     assert_eq!(row.usage, memory);
+    let row = third.processes.iter().find(|row| row.id == id).unwrap();
+    assert_eq!(row.usage, io);
     assert_eq!(cpu.final_usage(id).unwrap(), None, "the snapshot has it");
     assert_eq!(mem.final_usage(id).unwrap(), None);
+    assert_eq!(disk.final_usage(id).unwrap(), None);
+    support("events.final_usage", true, "");
 }
 
 #[test]

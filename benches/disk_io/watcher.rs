@@ -1,10 +1,10 @@
 //! Those who watch the block I/O of the machine.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
-use ebpfmetrics::{DiskProbe, Probe as _};
+use ebpfmetrics::{DiskProbe, Events, Probe as _};
 
 use crate::{
     Run,
@@ -19,6 +19,10 @@ pub(crate) enum Kind {
     Empty,
     /// The probe.
     Probe,
+    /// The probe, to tell slow operations; none is.
+    NoneSlow,
+    /// The probe, and every operation is slow; told to a reader who lets them gather.
+    AllSlow,
     /// Operations, bytes and latency per process with bpftrace.
     Bpftrace,
     /// The nearest of the bcc tools: a histogram of latencies per disk.
@@ -53,6 +57,8 @@ impl fmt::Display for Kind {
             Self::Nobody => "nobody (two equal runs)",
             Self::Empty => "three empty tp_btf programs",
             Self::Probe => "DiskProbe",
+            Self::NoneSlow => "DiskProbe, slow I/O, none is",
+            Self::AllSlow => "DiskProbe, slow I/O, all is",
             Self::Bpftrace => "bpftrace, per process",
             Self::Biolatency => "libbpf-tools biolatency -D",
         })
@@ -61,7 +67,7 @@ impl fmt::Display for Kind {
 
 /// All watchers that can be had here; says which cannot.
 pub(crate) fn available() -> Vec<Kind> {
-    let mut kinds = vec![Kind::Nobody, Kind::Probe];
+    let mut kinds = vec![Kind::Nobody, Kind::Probe, Kind::NoneSlow, Kind::AllSlow];
     for (kind, tool) in
         [(Kind::Empty, CLANG), (Kind::Bpftrace, "bpftrace"), (Kind::Biolatency, "biolatency")]
     {
@@ -74,6 +80,9 @@ pub(crate) fn available() -> Vec<Kind> {
     kinds
 }
 
+/// Room for the events of all reads of a run.
+const EVENTS_BYTES: u32 = 256 << 20;
+
 /// Watches until it is dropped.
 pub(crate) struct Watcher {
     kind: Kind,
@@ -82,7 +91,7 @@ pub(crate) struct Watcher {
 
 enum Owner {
     Nobody,
-    Probe(Box<DiskProbe>),
+    Probe(Box<DiskProbe>, Option<Events>),
     Ebpf { _object: Ebpf },
     Tool(Tool),
 }
@@ -91,7 +100,16 @@ impl Watcher {
     pub(crate) fn start(kind: Kind) -> Result<Self> {
         let owner = match kind {
             Kind::Nobody => Owner::Nobody,
-            Kind::Probe => Owner::Probe(Box::new(DiskProbe::builder().load()?)),
+            Kind::Probe => Owner::Probe(Box::new(DiskProbe::builder().load()?), None),
+            Kind::NoneSlow | Kind::AllSlow => {
+                let limit = if kind == Kind::AllSlow { 1 } else { u64::MAX };
+                let disk = DiskProbe::builder()
+                    .slow_io(Duration::from_nanos(limit))
+                    .slow_io_buffer_bytes(EVENTS_BYTES)
+                    .load()?;
+                let events = Events::builder().slow_io(&disk)?.load()?;
+                Owner::Probe(Box::new(disk), Some(events))
+            }
             Kind::Empty => Owner::Ebpf {
                 _object: empty(
                     "empty_block.bpf.c",
@@ -121,7 +139,7 @@ impl Watcher {
         device: &str,
         fio: impl FnOnce() -> Result<Run>,
     ) -> Result<Run> {
-        let Owner::Probe(probe) = &mut self.owner else { return fio() };
+        let Owner::Probe(probe, events) = &mut self.owner else { return fio() };
         probe.reset()?;
         let run = fio()?;
         let snapshot = probe.snapshot()?;
@@ -135,6 +153,12 @@ impl Watcher {
             run.reads,
             snapshot.losses
         );
+        if let Some(events) = events {
+            let told = events.drain().count() as u64;
+            let (least, losses) =
+                (if self.kind == Kind::AllSlow { counted } else { 0 }, events.losses()?);
+            ensure!(told >= least && losses.total() == 0, "told {told} of {counted}; {losses:?}");
+        }
         Ok(run)
     }
 
@@ -142,7 +166,7 @@ impl Watcher {
     pub(crate) fn programs(&self) -> Result<BTreeMap<u32, Program>> {
         match &self.owner {
             Owner::Nobody => Ok(BTreeMap::new()),
-            Owner::Probe(_) | Owner::Ebpf { .. } => programs_of(std::process::id()),
+            Owner::Probe(..) | Owner::Ebpf { .. } => programs_of(std::process::id()),
             Owner::Tool(tool) => programs_of(tool.id()),
         }
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, process::Command, time::Duration};
 
 use anyhow::Result;
 use aya::Ebpf;
-use ebpfmetrics::{CpuProbe, Joined, Kernel, MemPeaks, MemProbe, MemSnapshot, Probe as _};
+use ebpfmetrics::{CpuProbe, Events, Joined, Kernel, MemPeaks, MemProbe, MemSnapshot, Probe as _};
 
 use crate::support::{CLANG, Empty};
 
@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Ends,
     /// All probes as they are unless told otherwise, read together.
     Joined,
+    /// Events of processes that hold more than nobody does.
+    Threshold,
     /// Programs that do nothing, where those of the default are.
     Empty,
 }
@@ -38,6 +40,7 @@ impl fmt::Display for Kind {
             Self::Resident => "MemProbe, address space off",
             Self::Ends => "MemProbe, both off",
             Self::Joined => "CpuProbe and MemProbe, joined",
+            Self::Threshold => "Events, a memory threshold",
             Self::Empty => "empty tp_btf programs",
         })
     }
@@ -66,6 +69,7 @@ impl Watchers {
             Kind::Resident,
             Kind::Ends,
             Kind::Joined,
+            Kind::Threshold,
         ];
         match self.empty {
             Some(_) => kinds.push(Kind::Empty),
@@ -92,6 +96,10 @@ impl Watchers {
                 let mem = MemProbe::builder().load_on(&self.kernel)?;
                 Ok(Watcher::Joined(Box::new(Joined::new((cpu, mem))?)))
             }
+            (Kind::Threshold, _) => {
+                let events = Events::builder().memory_threshold(1 << 40);
+                Ok(Watcher::Events(Box::new(events.load_on(&self.kernel)?)))
+            }
             (Kind::Empty, Some(empty)) => {
                 let programs =
                     [("empty_resident", "rss_stat"), ("empty_space", "mmap_lock_released")];
@@ -107,6 +115,7 @@ pub(crate) enum Watcher {
     Nobody,
     Mem(Box<MemProbe>),
     Joined(Box<Joined<(CpuProbe, MemProbe)>>),
+    Events(Box<Events>),
     Empty(Ebpf),
 }
 
@@ -123,7 +132,7 @@ pub(crate) type Programs = BTreeMap<String, Program>;
 impl Watcher {
     pub(crate) fn reset(&mut self) -> Result<()> {
         match self {
-            Self::Nobody | Self::Empty(_) => {}
+            Self::Nobody | Self::Events(_) | Self::Empty(_) => {}
             Self::Mem(probe) => drop(probe.reset()?),
             Self::Joined(probes) => drop(probes.reset()?),
         }
@@ -132,7 +141,7 @@ impl Watcher {
 
     pub(crate) fn snapshot(&mut self) -> Result<Option<MemSnapshot>> {
         Ok(match self {
-            Self::Nobody | Self::Empty(_) => None,
+            Self::Nobody | Self::Events(_) | Self::Empty(_) => None,
             Self::Mem(probe) => Some(probe.snapshot()?),
             Self::Joined(probes) => Some(probes.snapshot()?.parts.1),
         })
@@ -143,6 +152,7 @@ impl Watcher {
             Self::Nobody => return Ok(Programs::new()),
             Self::Mem(probe) => probe.cost()?,
             Self::Joined(probes) => probes.cost()?,
+            Self::Events(events) => events.cost()?,
             Self::Empty(object) => return Ok(programs_of(object)),
         };
         let programs = cost.programs.into_iter();

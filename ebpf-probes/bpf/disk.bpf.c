@@ -10,7 +10,7 @@
  * Operations and bytes are those of /proc/diskstats: counted at completion, and
  * requests, not the bios that were merged into them.
  */
-#include "task.h"
+#include "events.h"
 #include "compat_block.h"
 
 EBPFMETRICS_LICENSE;
@@ -31,6 +31,12 @@ DEFINE_LOSSES(DISK_LOSSES)
 
 /* Set before loading: whether the kernel has block_io_start (6.5). */
 const volatile bool has_io_start = true;
+
+/*
+ * Operations that take at least so long are told as events. With 0 none is: the
+ * verifier removes the code for it, and the maps of events need not be there.
+ */
+const volatile u64 slow_io_ns = 0;
 
 enum disk_operation {
 	DISK_READ,
@@ -140,8 +146,8 @@ struct disk_in_flight {
 	u64 started_ns;
 	u64 issued_ns; /* 0: not yet */
 	u32 row;
-	u32 bytes;
-	u64 padding;
+	u32 bytes; /* not completed yet */
+	u64 completed_bytes; /* of parts of it, where slow operations are told */
 };
 
 /*
@@ -547,6 +553,8 @@ static __always_inline struct disk_in_flight *begin(u64 request, struct bio *bio
 	io->row = recent_row(&key, &current.key);
 	io->key = key;
 	io->bytes = bytes;
+	if (slow_io_ns)
+		io->completed_bytes = 0;
 	io->issued_ns = 0;
 	io->started_ns = bpf_ktime_get_ns();
 	return io;
@@ -594,6 +602,32 @@ static __always_inline struct disk_row_record *row_of_operation(struct disk_in_f
 	return index ? bpf_map_lookup_elem(&rows, &index) : NULL;
 }
 
+/* Tells an operation as an event, with the name that its process was last seen by. */
+static __noinline void tell_slow_io(struct disk_in_flight *io, u32 bytes, u64 queue_ns,
+				    u64 device_ns)
+{
+	struct process_key key = {.start_ns = io->key.start_ns, .tgid = io->key.tgid};
+	struct disk_process_record *process = bpf_map_lookup_elem(&processes, &key);
+	struct events_slow_io_record r = {
+	    .queue_ns = queue_ns,
+	    .device_ns = device_ns,
+	    .bytes = io->completed_bytes + bytes,
+	    .device = io->key.device,
+	    .class = io->key.class,
+	    .operation = io->key.operation,
+	};
+
+	if (process) {
+		r.event.about = process->about;
+		if (process->flags & DISK_PROCESS_EXITED)
+			r.event.about.flags |= ABOUT_ENDED;
+	}
+	r.event.about.process_start_ns = key.start_ns;
+	r.event.about.tgid = key.tgid;
+	r.event.time_ns = io->started_ns + queue_ns + device_ns;
+	tell(&r.event, sizeof(r), EVENT_KIND_SLOW_IO);
+}
+
 /* An operation, or a part of it, is done. */
 static __always_inline void charge(struct disk_in_flight *io, u32 bytes, bool failed, bool done)
 {
@@ -620,6 +654,8 @@ static __always_inline void charge(struct disk_in_flight *io, u32 bytes, bool fa
 	if (queue_ns)
 		__sync_fetch_and_add(&row->queue_ns, queue_ns);
 	__sync_fetch_and_add(&row->device_ns, device_ns);
+	if (slow_io_ns && queue_ns + device_ns >= slow_io_ns)
+		tell_slow_io(io, bytes, queue_ns, device_ns);
 	bucket = bucket_of(queue_ns);
 	if (bucket < LATENCY_BUCKETS)
 		__sync_fetch_and_add(&row->queue_buckets[bucket], 1);
@@ -741,6 +777,8 @@ static __noinline struct disk_in_flight *adopt(struct request *request, u64 numb
 	io->row = before->row;
 	io->key = before->key;
 	io->started_ns = before->started_ns;
+	if (slow_io_ns)
+		io->completed_bytes = 0;
 	io->issued_ns = 0;
 	forget(bio);
 	if (!bio_names_partition()) {
@@ -829,10 +867,13 @@ int BPF_PROG(disk_complete, struct request *request, int error, unsigned int byt
 	}
 	if (io) {
 		charge(io, bytes, error & 0xff, done);
-		if (done)
+		if (done) {
 			forget(number);
-		else
-			io->bytes -= bytes;
+			return 0;
+		}
+		io->bytes -= bytes;
+		if (slow_io_ns)
+			io->completed_bytes += bytes;
 		return 0;
 	}
 	/* the second completion of a write with a flush before or after it has no bytes */
@@ -983,6 +1024,7 @@ int disk_tasks(struct bpf_iter__task *ctx)
 
 	/* of these the BTF would else not tell */
 	TELL_BTF(struct disk_task_record);
+	TELL_BTF(struct events_slow_io_record);
 	TELL_BTF(enum disk_loss);
 	if (!task)
 		return 0;
@@ -1009,6 +1051,18 @@ static __always_inline bool did_io(struct task_struct *task)
 	return has_io_accounting() &&
 	       (task->ioac.write_bytes || task->ioac.cancelled_write_bytes ||
 		signal->ioac.write_bytes || signal->ioac.cancelled_write_bytes);
+}
+
+/* It has a new name; only attached where names are told at once. */
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(disk_exec, struct task_struct *task)
+{
+	struct process_key key = process_key_of(task);
+	struct disk_process_record *process = bpf_map_lookup_elem(&processes, &key);
+
+	if (process)
+		__builtin_memcpy(process->about.comm, task->comm, sizeof(process->about.comm));
+	return 0;
 }
 
 /*

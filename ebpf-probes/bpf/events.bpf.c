@@ -2,22 +2,15 @@
 /*
  * What happens to processes, told the moment it happens.
  *
- * One ring buffer for all CPUs and all kinds, so that what happened to a process
- * is told in its order. Only the programs that are asked for are loaded.
+ * Only the programs that are asked for are loaded.
  */
-#include "task.h"
+#include "events.h"
 #include "compat_mm.h"
 
 EBPFMETRICS_LICENSE;
 
 /* Names and order are those of `LOSSES` in ebpfmetrics/src/probes/events/record.rs. */
 enum events_loss {
-	/* the buffer had no room; in the order of enum event_kind */
-	EVENTS_LOSS_STARTED,
-	EVENTS_LOSS_EXECUTED,
-	EVENTS_LOSS_EXITED,
-	EVENTS_LOSS_MEMORY_THRESHOLD,
-	EVENTS_LOSS_OOM_KILLED,
 	/* told, but without what only the exit knows: the parent, the user, the cgroup */
 	EVENTS_LOSS_EXIT_STATE_MISSING,
 	EVENTS_LOSS_ABOVE_TABLE_FULL, /* `above` full: a crossing is not told */
@@ -26,46 +19,11 @@ enum events_loss {
 
 DEFINE_LOSSES(EVENTS_LOSSES)
 
-enum event_kind {
-	EVENT_STARTED,
-	EVENT_EXECUTED,
-	EVENT_EXITED,
-	EVENT_MEMORY_THRESHOLD,
-	EVENT_OOM_KILLED,
-};
-
 /* Set before loading. */
 const volatile bool tell_exited = false;
 const volatile bool tell_oom_kills = false;
 const volatile u64 threshold_pages = 0;
 const volatile u64 rearm_pages = 0; /* below this a process may cross the threshold again */
-
-struct events_event_record {
-	u64 time_ns; /* CLOCK_MONOTONIC */
-	u64 lost_before; /* of all kinds, since loading */
-	struct task_about about;
-	u64 resident_pages;
-	u32 kind;
-	s32 exit_status; /* as wait(2) has it */
-};
-
-/* Sized by user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096);
-} ring SEC(".maps");
-
-/*
- * Events that found no room, of all kinds: told with the next that does, so that
- * the reader knows where in the stream they are missing. Written by all CPUs,
- * when the buffer is full: atomic adds.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, u32);
-	__type(value, u64);
-} lost SEC(".maps");
 
 /* What the exit of a process knows and its release does not. */
 struct events_ending_record {
@@ -98,28 +56,30 @@ struct {
 	__type(value, u8);
 } above SEC(".maps");
 
-/* As count_loss(), but exact: an event may interrupt another of its kind. */
-static __always_inline void count_exactly(u32 cause)
-{
-	u64 *n = bpf_map_lookup_elem(&losses, &cause);
+/*
+ * How many those are: mostly none, which spares all others a look for themselves.
+ * Written with the table: atomic adds.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} above_count SEC(".maps");
 
-	if (n)
-		__sync_fetch_and_add(n, 1);
-}
-
-static __always_inline void tell(struct events_event_record *r, u32 kind)
+static __always_inline void count_above(s64 change)
 {
 	u32 zero = 0;
-	u64 *missing = bpf_map_lookup_elem(&lost, &zero);
+	u64 *count = bpf_map_lookup_elem(&above_count, &zero);
 
-	if (!missing)
-		return;
-	r->kind = kind;
-	r->lost_before = *missing;
-	if (!bpf_ringbuf_output(&ring, r, sizeof(*r), 0))
-		return;
-	count_exactly(kind);
-	__sync_fetch_and_add(missing, 1);
+	if (count)
+		__sync_fetch_and_add(count, change);
+}
+
+static __always_inline void forget_above(struct process_key *key)
+{
+	if (!bpf_map_delete_elem(&above, key))
+		count_above(-1);
 }
 
 /* A process is made; its first thread has not run yet. */
@@ -131,8 +91,9 @@ int BPF_PROG(events_fork, struct task_struct *parent, struct task_struct *child)
 	/* of these the BTF would else not tell */
 	TELL_BTF(struct events_event_record);
 	TELL_BTF(enum events_loss);
+	TELL_BTF(enum event_kind);
 	if (child->pid == child->tgid && read_about_at_exit(&r.about, child))
-		tell(&r, EVENT_STARTED);
+		tell(&r, sizeof(r), EVENT_KIND_STARTED);
 	return 0;
 }
 
@@ -143,7 +104,7 @@ int BPF_PROG(events_exec, struct task_struct *task)
 	struct events_event_record r = {.time_ns = bpf_ktime_get_ns()};
 
 	if (read_about_at_exit(&r.about, task))
-		tell(&r, EVENT_EXECUTED);
+		tell(&r, sizeof(r), EVENT_KIND_EXECUTED);
 	return 0;
 }
 
@@ -162,13 +123,13 @@ int BPF_PROG(events_exit, struct task_struct *task)
 	key.tgid = r.about.tgid;
 	key.padding = 0;
 	if (threshold_pages)
-		bpf_map_delete_elem(&above, &key);
+		forget_above(&key);
 	if (tell_exited) {
 		last.about = r.about;
 		bpf_map_update_elem(&ending, &key, &last, BPF_ANY);
 	}
 	if (tell_oom_kills && task->signal->oom_mm)
-		tell(&r, EVENT_OOM_KILLED);
+		tell(&r, sizeof(r), EVENT_KIND_OOM_KILLED);
 	return 0;
 }
 
@@ -204,8 +165,44 @@ int BPF_PROG(events_free, struct task_struct *task)
 	}
 	read_about_released(&r.about, task);
 	r.exit_status = exit_status_of(task);
-	tell(&r, EVENT_EXITED);
+	tell(&r, sizeof(r), EVENT_KIND_EXITED);
 	return 0;
+}
+
+/* The resident set of a process has grown to the threshold, or shrunk from it. */
+static __noinline void cross(struct mm_struct *mm, u64 pages)
+{
+	struct task_struct *owner = mm->owner, *leader;
+	struct events_event_record r = {};
+	struct process_key key = {};
+	u8 told = 1;
+	long error;
+
+	/* not while it is being made by fork or exec, or torn down */
+	if (!owner || owner->mm != mm || (owner->flags & PF_EXITING))
+		return;
+	leader = owner->group_leader;
+	key.start_ns = leader->start_boottime;
+	key.tgid = owner->tgid;
+	if (bpf_map_lookup_elem(&above, &key)) {
+		if (pages < rearm_pages)
+			forget_above(&key);
+		return;
+	}
+	if (pages < threshold_pages)
+		return;
+	error = bpf_map_update_elem(&above, &key, &told, BPF_NOEXIST);
+	if (error == -17) /* EEXIST: another CPU was first */
+		return;
+	if (error) {
+		count_loss(EVENTS_LOSS_ABOVE_TABLE_FULL);
+		return;
+	}
+	count_above(1);
+	r.time_ns = bpf_ktime_get_ns();
+	r.resident_pages = pages;
+	if (read_about_at_exit(&r.about, leader))
+		tell(&r, sizeof(r), EVENT_KIND_MEMORY_THRESHOLD);
 }
 
 /*
@@ -216,41 +213,18 @@ int BPF_PROG(events_free, struct task_struct *task)
 SEC("tp_btf/rss_stat")
 int BPF_PROG(events_resident, struct mm_struct *mm, int member)
 {
-	struct task_struct *owner = mm->owner, *leader;
-	struct events_event_record r = {};
-	struct process_key key = {};
-	u64 pages;
-	u8 told = 1;
-	long error;
+	u32 zero = 0;
+	u64 *any, pages;
 
-	if (member == MM_SWAPENTS || !owner)
+	if (member == MM_SWAPENTS)
 		return 0;
 	pages = folded_resident_pages(mm);
-	if (pages >= rearm_pages && pages < threshold_pages)
-		return 0;
-	/* not while it is being made by fork or exec, or torn down */
-	if (owner->mm != mm || (owner->flags & PF_EXITING))
-		return 0;
-	leader = owner->group_leader;
-	key.start_ns = leader->start_boottime;
-	key.tgid = owner->tgid;
-	if (bpf_map_lookup_elem(&above, &key)) {
-		if (pages < rearm_pages)
-			bpf_map_delete_elem(&above, &key);
-		return 0;
+	if (pages < threshold_pages) {
+		/* a process below is of interest if it may have been above */
+		any = bpf_map_lookup_elem(&above_count, &zero);
+		if (pages >= rearm_pages || !any || !*any)
+			return 0;
 	}
-	if (pages < threshold_pages)
-		return 0;
-	error = bpf_map_update_elem(&above, &key, &told, BPF_NOEXIST);
-	if (error == -17) /* EEXIST: another CPU was first */
-		return 0;
-	if (error) {
-		count_loss(EVENTS_LOSS_ABOVE_TABLE_FULL);
-		return 0;
-	}
-	r.time_ns = bpf_ktime_get_ns();
-	r.resident_pages = pages;
-	if (read_about_at_exit(&r.about, leader))
-		tell(&r, EVENT_MEMORY_THRESHOLD);
+	cross(mm, pages);
 	return 0;
 }

@@ -7,7 +7,10 @@ use std::{
     fs, io,
     ops::Deref,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,13 +39,33 @@ pub struct Loader {
     bytes: &'static [u8],
     globals: Vec<(&'static str, Vec<u8>)>,
     entries: Vec<(&'static str, u32)>,
+    shared: Option<Arc<SharedMaps>>,
+    left_out: Vec<&'static str>,
+}
+
+/// Maps of an object that another is to use too, by their names in both.
+pub(crate) struct SharedMaps(Vec<(&'static str, OwnedFd)>);
+
+impl SharedMaps {
+    fn get(&self, map: &str) -> Option<BorrowedFd<'_>> {
+        let (_, fd) = self.0.iter().find(|(name, _)| *name == map)?;
+        Some(fd.as_fd())
+    }
 }
 
 impl Loader {
     /// Of a probe, its object: 8-byte aligned, as `include_bytes!` in a `#[repr(align(8))]`
     /// makes it.
     pub fn new(probe: &'static str, requirements: Requirements, bytes: &'static [u8]) -> Self {
-        Self { probe, requirements, bytes, globals: Vec::new(), entries: Vec::new() }
+        Self {
+            probe,
+            requirements,
+            bytes,
+            globals: Vec::new(),
+            entries: Vec::new(),
+            shared: None,
+            left_out: Vec::new(),
+        }
     }
 
     /// Sets a `const volatile` of the object.
@@ -55,6 +78,23 @@ impl Loader {
     pub fn entries(mut self, map: &'static str, entries: u32) -> Self {
         self.entries.push((map, entries));
         self
+    }
+
+    /// Uses maps of another object in place of its own.
+    pub(crate) fn share(mut self, maps: Arc<SharedMaps>) -> Self {
+        self.shared = Some(maps);
+        self
+    }
+
+    /// Does not create a map: for code that uses it only where a `const volatile`
+    /// says so, which the verifier then removes.
+    pub(crate) fn leave_out(mut self, map: &'static str) -> Self {
+        self.left_out.push(map);
+        self
+    }
+
+    fn shared(&self, map: &str) -> Option<BorrowedFd<'_>> {
+        self.shared.as_ref()?.get(map)
     }
 
     /// The description of the running kernel, for a probe.
@@ -105,8 +145,16 @@ impl Loader {
         let btf = btf.as_deref().map(bpf::load_btf).transpose()?;
         relocate(&mut object, kernel.btf())?;
 
-        let mut maps = BTreeMap::new();
+        let (mut maps, mut left_out) = (BTreeMap::new(), Vec::new());
         for (name, mut map) in object.maps.drain() {
+            if self.left_out.contains(&name.as_str()) {
+                left_out.push((name, map));
+                continue;
+            }
+            if let Some(fd) = self.shared(&name) {
+                maps.insert(name, (MapData::from_fd(fd.try_clone_to_owned()?)?, map));
+                continue;
+            }
             if let Some((_, entries)) = self.entries.iter().find(|(map, _)| *map == name) {
                 map.set_max_entries(*entries);
             }
@@ -115,10 +163,12 @@ impl Loader {
             maps.insert(name, (created, map));
         }
         let text = object.functions.keys().map(|(section, _)| *section).collect();
-        let places = maps
-            .iter()
-            .map(|(name, (created, map))| (name.as_str(), created.fd().as_fd().as_raw_fd(), map));
-        object.relocate_maps(places, &text)?;
+        let place = |name, created: &MapData, map| (name, created.fd().as_fd().as_raw_fd(), map);
+        let places = maps.iter().map(|(name, (created, map))| place(name.as_str(), created, map));
+        // The kernel wants a map in the code that it then removes: any will do.
+        let any = maps.values().next().map(|(created, _)| created);
+        let left_out = left_out.iter().filter_map(|(name, map)| Some(place(name, any?, map)));
+        object.relocate_maps(places.chain(left_out), &text)?;
         object.relocate_calls(&text)?;
         object.sanitize_functions(features);
 
@@ -500,12 +550,22 @@ impl Object {
         }
     }
 
-    /// Takes a ring buffer out of the object, to be read.
-    pub(crate) fn take_ring(&mut self, map: &str) -> Result<Ring> {
-        self.map(map)?;
-        let taken = self.parts.maps.remove(map).map(RingBuf::try_from);
-        let taken = taken.unwrap_or(Err(MapError::InvalidName { name: map.to_owned() }));
-        taken.map(Ring).map_err(|error| self.unreadable(map, error))
+    /// A ring buffer, to be read by one reader at a time.
+    pub(crate) fn ring(&self, map: &str) -> Result<Ring> {
+        let fd = self.duplicate(map)?;
+        let ring = MapData::from_fd(fd).and_then(Map::from_map_data).and_then(RingBuf::try_from);
+        ring.map(Ring).map_err(|error| self.unreadable(map, error))
+    }
+
+    /// Maps for the loader of another object.
+    pub(crate) fn share(&self, maps: &[&'static str]) -> Result<Arc<SharedMaps>> {
+        let share = |&map| Ok((map, self.duplicate(map)?));
+        Ok(Arc::new(SharedMaps(maps.iter().map(share).collect::<Result<_>>()?)))
+    }
+
+    fn duplicate(&self, map: &str) -> Result<OwnedFd> {
+        let fd = map_data(self.map(map)?).fd().as_fd();
+        fd.try_clone_to_owned().map_err(|error| self.unreadable(map, error))
     }
 
     /// Puts entries into a hash map, in place of those that are there.
@@ -617,6 +677,9 @@ impl Object {
     pub fn health(&self) -> Result<Health> {
         let mut health = Health::default();
         for (name, map) in &self.parts.maps {
+            if self.loader.shared(name).is_some() {
+                continue; // the object that it is of has it
+            }
             let bytes = sys::fd_info(map_data(map).fd().as_fd(), "memlock");
             health.map_bytes += bytes.map_err(|error| self.unreadable(name, error))?;
         }
@@ -713,14 +776,6 @@ impl Ring {
     /// Takes the next record, if there is one; it is gone from the buffer afterwards.
     pub(crate) fn next<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
         self.0.next().map(|record| read(&record))
-    }
-
-    /// The kernel memory that it takes.
-    pub(crate) fn bytes(&self) -> Result<u64> {
-        sys::fd_info(self.as_fd(), "memlock").map_err(|error| {
-            let text = "the kernel does not tell of a ring buffer";
-            Error::new(ErrorKind::System, text).with_source(error)
-        })
     }
 }
 

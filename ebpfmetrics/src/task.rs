@@ -4,6 +4,7 @@ use crate::{Comm, Error, ErrorKind, ProcessId, ProcessInfo, Result, ThreadId, re
 
 /// `enum about_flags`
 const KERNEL_THREAD: u32 = 1 << 0;
+const ENDED: u32 = 1 << 1;
 
 record! {
     /// The head of everything that an iterator writes.
@@ -69,6 +70,11 @@ impl TaskAbout {
     /// Whether it stands for its process.
     pub fn is_leader(&self) -> bool {
         self.tid == self.tgid
+    }
+
+    /// Whether its process is gone, as far as the record tells.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.flags & ENDED != 0
     }
 
     /// Its name.

@@ -48,6 +48,7 @@ pub trait TaskProbe: Probe {
     ///
     /// `None` if it has not, if a snapshot has been taken since (whose row has it then),
     /// if it was beyond the bound of exited processes, and for probes that do not know.
+    /// [`DiskProbe`](crate::DiskProbe) keeps none of who did no I/O.
     ///
     /// # Errors
     /// Where the kernel refuses to be read.

@@ -164,6 +164,28 @@ pub fn fork_and_wait(pid: Option<u32>, child: impl FnOnce()) -> io::Result<(u32,
     Ok((forked as u32, ns(usage.ru_utime) + ns(usage.ru_stime)))
 }
 
+/// What the kernel says of all children that have been waited for.
+pub struct ChildrenUsage {
+    /// To the us.
+    pub cpu_ns: u64,
+    pub minor_faults: u64,
+}
+
+#[expect(unsafe_code, reason = "getrusage(2)")]
+pub fn rusage_of_children() -> ChildrenUsage {
+    // SAFETY: rusage is plain data, and getrusage fills it in.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage), 0);
+        usage
+    };
+    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    ChildrenUsage {
+        cpu_ns: ns(usage.ru_utime) + ns(usage.ru_stime),
+        minor_faults: usage.ru_minflt as u64,
+    }
+}
+
 /// Runs something as the first process of a new PID namespace, with a `/proc` of
 /// its own if wanted.
 #[expect(unsafe_code, reason = "unshare(2)")]

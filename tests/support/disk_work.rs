@@ -50,6 +50,11 @@ pub(crate) enum DiskWork {
     Read { file: PathBuf },
     /// Children one after another that each read so many blocks past the page cache.
     Children { file: PathBuf, count: u32, reads: u64 },
+    /// A child that spins, touches memory, reads past the page cache and writes through it.
+    /// Tells its pid, and what the kernel says that it used: CPU time in ns and minor
+    /// faults by getrusage(2), and bytes read, dirtied and taken back by its own
+    /// `/proc/self/io`.
+    Child { file: PathBuf },
     /// A child, and another with the same pid, that read so many blocks; tells the pid.
     ReusePid { file: PathBuf, first: u64, second: u64 },
     /// Has memory of its own swapped out, and needs it again.
@@ -116,6 +121,7 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
                 suite::fork_and_wait(None, read)?;
             }
         }
+        DiskWork::Child { file } => crate::tell(&used_by_a_child(&file)?)?,
         DiskWork::ReusePid { file, first, second } => {
             let read = |reads| direct(&file, reads, 0, 4096, 1).expect("reads");
             let (pid, _) = suite::fork_and_wait(None, || read(first))?;
@@ -130,6 +136,37 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
     loop {
         thread::park();
     }
+}
+
+fn used_by_a_child(file: &Path) -> anyhow::Result<String> {
+    let (mut told, mut tells) = io::pipe()?;
+    let before = suite::rusage_of_children();
+    let (pid, _) = suite::fork_and_wait(None, || {
+        crate::spin_for(std::time::Duration::from_millis(20));
+        std::hint::black_box(vec![7_u8; 16 << 20]);
+        direct(file, 50, 0, 4096, 1).expect("reads");
+        let mut file = OpenOptions::new().write(true).open(file).expect("a file");
+        file.write_all(&[7; 16 * PIECE]).expect("writes");
+        file.sync_all().expect("writes");
+        let io = fs::read("/proc/self/io").expect("/proc");
+        tells.write_all(&io).expect("the parent reads");
+    })?;
+    let after = suite::rusage_of_children();
+    drop(tells);
+    let mut io = String::new();
+    told.read_to_string(&mut io)?;
+    let figure = |name: &str| {
+        let line = io.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        line.map(str::to_owned).unwrap_or_default()
+    };
+    Ok(format!(
+        "{pid} {} {} {} {} {}",
+        after.cpu_ns - before.cpu_ns,
+        after.minor_faults - before.minor_faults,
+        figure("read_bytes"),
+        figure("write_bytes"),
+        figure("cancelled_write_bytes"),
+    ))
 }
 
 fn direct(path: &Path, reads: u64, writes: u64, block: usize, seed: u64) -> io::Result<()> {

@@ -14,7 +14,8 @@ mod slab_trace;
 mod swap;
 
 pub use child::{
-    Unchecked, Workload, die_with_parent, exit_thread, fork_and_wait, in_pid_namespace,
+    ChildrenUsage, Unchecked, Workload, die_with_parent, exit_thread, fork_and_wait,
+    in_pid_namespace, rusage_of_children,
 };
 pub use disk::{
     Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Swap, Zram, device_id, device_name,

@@ -119,11 +119,10 @@ fn main() -> anyhow::Result<()> {
         Work::Children { count, spin_us } => {
             tell("forking")?;
             let spin = Duration::from_micros(spin_us);
-            let mut used_ns = 0;
             for _ in 0..count {
-                used_ns += suite::fork_and_wait(None, || spin_for(spin))?.1;
+                suite::fork_and_wait(None, || spin_for(spin))?;
             }
-            tell(&used_ns.to_string())?;
+            tell(&suite::rusage_of_children().cpu_ns.to_string())?;
             loop {
                 thread::park();
             }

@@ -10,7 +10,10 @@ use super::{
     snapshot::{DiskDevice, DiskDeviceId, DiskProcess},
     usage::{DiskByClass, DiskCounters, DiskLatency, DiskUsage},
 };
-use crate::{ProcessId, ProcessInfo, ledger::Known};
+use crate::{
+    ProcessId, ProcessInfo,
+    ledger::{Known, Reading},
+};
 
 /// Processes with their rows: those of the ledger, and those only charged now, of
 /// whom `name` is asked.
@@ -40,12 +43,29 @@ pub(super) fn processes(
         processes.sort_by_key(|process| process.id);
     }
     if !has_io_accounting {
-        for process in &mut processes {
-            process.usage.dirtied_bytes = None;
-            process.usage.cancelled_bytes = None;
-        }
+        processes.iter_mut().for_each(|process| forget_dirtied(&mut process.usage));
     }
     processes
+}
+
+/// What a process did that has ended, from all of its rows.
+pub(super) fn final_usage(
+    ended: Reading<Totals>,
+    rows: &RowBook,
+    has_io_accounting: bool,
+) -> DiskUsage {
+    let known = Known::since_start(ended);
+    let rows: Vec<_> = rows.window().collect();
+    let mut usage = process(known.id, known.info, Some(known.counters()), &rows).usage;
+    if !has_io_accounting {
+        forget_dirtied(&mut usage);
+    }
+    usage
+}
+
+fn forget_dirtied(usage: &mut DiskUsage) {
+    usage.dirtied_bytes = None;
+    usage.cancelled_bytes = None;
 }
 
 fn process(

@@ -49,7 +49,7 @@ pub(super) struct Retired {
 
 impl RowKey {
     /// A row that nobody has taken yet has no device.
-    fn is_taken(&self) -> bool {
+    pub(super) fn is_taken(&self) -> bool {
         self.device != 0
     }
 

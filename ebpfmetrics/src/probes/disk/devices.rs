@@ -106,6 +106,11 @@ impl DeviceBook {
         self.known.get(&device)
     }
 
+    /// Whether other devices lie on it, as far as is known.
+    pub(super) fn carries(&self, device: DiskDeviceId) -> bool {
+        self.get(device).is_some_and(|device| device.carries)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &KnownDevice> {
         self.known.values()
     }

@@ -1,6 +1,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
@@ -14,8 +15,9 @@ use crate::{
     Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, ProcessInfo,
     Provenance, Requirements, Result, Source,
     ledger::Ledger,
-    loader::{Loader, Object},
+    loader::{Loader, Object, SharedMaps},
     preflight::in_initial_pid_namespace,
+    probes::events,
     sys,
     task::ProcessKey,
     walk::{Read, TaskProbe, Walk, Windows, read_alone},
@@ -81,6 +83,8 @@ pub struct DiskProbe {
     kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
+    /// The buffer for slow I/O; its reader has it too.
+    events: Option<Arc<SharedMaps>>,
 }
 
 /// Options of a [`DiskProbe`].
@@ -92,6 +96,8 @@ pub struct DiskProbeBuilder {
     dirty_files: u32,
     max_processes: u32,
     max_exited: u32,
+    slow_io: Option<Duration>,
+    slow_io_buffer_bytes: u32,
 }
 
 /// What this kernel has to attach to.
@@ -153,6 +159,28 @@ impl DiskProbeBuilder {
         self
     }
 
+    /// Tells every operation that takes at least so long, from its submission until it is
+    /// done (queue and device together), to who reads
+    /// [`Events::slow_io`](crate::EventsBuilder::slow_io): as
+    /// [`Event::SlowIo`](crate::Event::SlowIo).
+    ///
+    /// An operation whose start was not seen is not told; it is counted as a loss
+    /// (`start_unseen`, `completion_unseen`). Without this, no code runs for it and the
+    /// buffer is not there.
+    pub fn slow_io(mut self, limit: Duration) -> Self {
+        self.slow_io = Some(limit);
+        self
+    }
+
+    /// The size of the buffer for [`slow_io`](Self::slow_io) and all other events of its
+    /// reader, rounded up to a power of two of whole pages; 1 MiB unless set. An event
+    /// takes up to 176 bytes. What finds no room is counted
+    /// ([`Events::losses`](crate::Events::losses)).
+    pub fn slow_io_buffer_bytes(mut self, bytes: u32) -> Self {
+        self.slow_io_buffer_bytes = bytes;
+        self
+    }
+
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
@@ -173,7 +201,8 @@ impl DiskProbeBuilder {
         let slots = self.in_flight.next_power_of_two().max(2);
         // place 0 stands for none
         let row_count = 1 + SPARE_ROWS + self.rows;
-        let mut object = Loader::new(DiskProbe::NAME, DiskProbe::requirements(), ebpf_probes::DISK)
+        let slow_io_ns = self.slow_io.map_or(0, |limit| limit.as_nanos() as u64);
+        let loader = Loader::new(DiskProbe::NAME, DiskProbe::requirements(), ebpf_probes::DISK)
             .global("has_io_start", u8::from(hooks.start_is_request()))
             .global("in_flight_bits", slots.ilog2())
             .entries("in_flight", slots)
@@ -183,7 +212,13 @@ impl DiskProbeBuilder {
             .entries("spare_rows", SPARE_ROWS)
             .entries("files", self.dirty_files)
             .entries("processes", self.max_processes)
-            .load(kernel)?;
+            .global("slow_io_ns", slow_io_ns)
+            .entries("ring", events::buffer_bytes(self.slow_io_buffer_bytes)?);
+        let loader = match self.slow_io {
+            Some(_) => loader,
+            None => events::BUFFER.iter().copied().fold(loader, Loader::leave_out),
+        };
+        let mut object = loader.load(kernel)?;
         // taken from the top: low places first, so that reads stay short
         for place in (1..=SPARE_ROWS).rev() {
             object.push("spare_rows", place)?;
@@ -193,6 +228,10 @@ impl DiskProbeBuilder {
         }
         object.load_iterator("disk_tasks", "task", kernel)?;
         let mut probe = DiskProbe::new(object, hooks, &self, row_count);
+        if self.slow_io.is_some() {
+            probe.events = Some(probe.object.share(events::BUFFER)?);
+            probe.object.attach("disk_exec", "sched_process_exec", kernel)?;
+        }
         probe.attach(kernel)?;
         read_alone(&mut probe, Read::Reset)?;
         probe.describe();
@@ -210,6 +249,10 @@ impl DiskProbeBuilder {
                 let text = format!("probe disk: {what} is 1 to 4,194,304");
                 return Err(Error::new(ErrorKind::InvalidOption, text));
             }
+        }
+        if self.slow_io.is_some_and(|limit| limit.is_zero()) {
+            let text = "probe disk: slow_io is more than 0";
+            return Err(Error::new(ErrorKind::InvalidOption, text));
         }
         Ok(())
     }
@@ -263,6 +306,8 @@ impl DiskProbe {
             dirty_files: 32_768,
             max_processes: 8192,
             max_exited: 8192,
+            slow_io: None,
+            slow_io_buffer_bytes: events::BUFFER_BYTES,
         }
     }
 
@@ -283,6 +328,18 @@ impl DiskProbe {
             kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded: Vec::new(),
+            events: None,
+        }
+    }
+
+    /// The buffer that slow I/O is told into, for its one reader.
+    pub(in crate::probes) fn events(&self) -> Result<Arc<SharedMaps>> {
+        let invalid = |what| Error::new(ErrorKind::InvalidOption, format!("slow_io: {what}"));
+        let events = self.events.as_ref();
+        let events = events.ok_or_else(|| invalid("the disk probe was loaded without it"))?;
+        match Arc::strong_count(events) {
+            1 => Ok(Arc::clone(events)),
+            _ => Err(invalid("other events read the buffer of this disk probe")),
         }
     }
 
@@ -355,24 +412,58 @@ impl DiskProbe {
     }
 
     fn read_rows(&mut self) -> Result<()> {
-        const AT_ONCE: usize = 512;
-        let mut first = 1;
-        while first < self.row_count {
-            let rows: Vec<RowRecord> = self.object.elements("rows", first, AT_ONCE)?;
-            let devices = &self.devices;
-            let carries = |device| {
-                devices.get(DiskDeviceId::from_record(device)).is_some_and(|d| d.carries)
-            };
-            let any = self.rows.take_in(first, &rows, carries);
-            first += rows.len().max(1) as u32;
-            if !any && first as usize >= self.rows.places() && first > SPARE_ROWS + 1 {
-                break;
-            }
-        }
+        let mut book = std::mem::take(&mut self.rows);
+        let carries = |device| self.devices.carries(DiskDeviceId::from_record(device));
+        let places = book.places();
+        let read = self.each_rows(places, |first, rows| book.take_in(first, rows, carries));
+        self.rows = book;
+        read?;
         for (key, _) in self.rows.window() {
             self.devices.add(DiskDeviceId::from_record(key.device));
         }
         Ok(())
+    }
+
+    /// Has pieces of the kernel's table taken, with the place that each begins at, until
+    /// one has no row that is taken and no `places` are left that were.
+    fn each_rows(
+        &self,
+        places: usize,
+        mut take: impl FnMut(u32, &[RowRecord]) -> bool,
+    ) -> Result<()> {
+        const AT_ONCE: usize = 512;
+        let mut first = 1;
+        while first < self.row_count {
+            let rows: Vec<RowRecord> = self.object.elements("rows", first, AT_ONCE)?;
+            let any = take(first, &rows);
+            first += rows.len().max(1) as u32;
+            if !any && first as usize >= places && first > SPARE_ROWS + 1 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// All that was counted of a process since the probe was loaded.
+    fn rows_of(&self, process: ProcessId) -> Result<RowBook> {
+        let mut mine = Vec::new();
+        self.each_rows(self.rows.places(), |_, rows| {
+            mine.extend(rows.iter().filter(|row| row.key.process() == Some(process)).copied());
+            rows.iter().any(|row| row.key.is_taken())
+        })?;
+        // of devices that no snapshot has seen yet, what lies on them is not known
+        let mut fresh = DeviceBook::default();
+        let devices = mine.iter().map(|row| DiskDeviceId::from_record(row.key.device));
+        let devices = match devices.into_iter().all(|device| self.devices.get(device).is_some()) {
+            true => &self.devices,
+            false => {
+                fresh.refresh();
+                &fresh
+            }
+        };
+        let mut book = RowBook::default();
+        book.take_in(0, &mine, |device| devices.carries(DiskDeviceId::from_record(device)));
+        Ok(book)
     }
 
     /// Gives rows of processes that are gone to others.
@@ -557,6 +648,14 @@ impl TaskProbe for DiskProbe {
             self.busy_before = self.devices.busy_ms();
         }
         Ok(snapshot)
+    }
+
+    fn final_usage(&self, process: ProcessId) -> Result<Option<DiskUsage>> {
+        let key = ProcessKey::from(process);
+        let record: Option<ProcessRecord> = self.object.lookup("processes", &key)?;
+        let Some(record) = record.filter(ProcessRecord::is_final) else { return Ok(None) };
+        let (ended, rows) = (record.ended(), self.rows_of(process)?);
+        Ok(Some(assemble::final_usage(ended, &rows, self.has_io_accounting)))
     }
 }
 

@@ -99,7 +99,10 @@ mod tests {
             ProcessRecord,
             RowKey,
             RowRecord,
-            ControlRecord
+            ControlRecord,
+            crate::probes::events::EventRecord,
+            crate::probes::events::SlowIoRecord,
+            crate::probes::events::LostRecord
         ]
     );
     crate::record::losses_test!(ebpf_probes::DISK, "disk_loss", LOSSES);

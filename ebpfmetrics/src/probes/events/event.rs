@@ -2,12 +2,13 @@
 
 use std::process::ExitStatus;
 
-use crate::{ProcessId, ProcessInfo};
+use crate::{ProcessId, ProcessInfo, SlowIo};
 
 /// Something that happened to a process.
 ///
 /// What happened to one process comes in its order: started, executed, crossings of
-/// the memory threshold, killed, exited.
+/// the memory threshold, killed, exited. What it wrote may reach the device, and be
+/// slow, after its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(tag = "event", rename_all = "kebab-case"))]
 #[non_exhaustive]
@@ -57,6 +58,18 @@ pub enum Event {
         #[cfg_attr(feature = "serde", serde(flatten))]
         process: ProcessEvent,
     },
+    /// A device took at least as long for an operation as
+    /// [`slow_io`](crate::DiskProbeBuilder::slow_io) says, and is done. `block_rq_complete`,
+    /// `block_bio_complete`.
+    SlowIo {
+        /// Who is charged with it, and when it was done; `None` where nobody is. The name
+        /// is that of when the process began to do I/O, or of its last exec since.
+        #[cfg_attr(feature = "serde", serde(flatten))]
+        process: Option<ProcessEvent>,
+        /// What it was.
+        #[cfg_attr(feature = "serde", serde(flatten))]
+        io: SlowIo,
+    },
     /// Here events are missing: the buffer was full.
     Lost {
         /// How many.
@@ -65,7 +78,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// To which process it happened; `None` for [`Lost`](Event::Lost).
+    /// To which process it happened; `None` for [`Lost`](Event::Lost), and for I/O that
+    /// nobody is charged with.
     pub fn process(&self) -> Option<&ProcessEvent> {
         match self {
             Self::ProcessStarted { process }
@@ -73,6 +87,7 @@ impl Event {
             | Self::ProcessExited { process, .. }
             | Self::MemoryThreshold { process, .. }
             | Self::OomKilled { process } => Some(process),
+            Self::SlowIo { process, .. } => process.as_ref(),
             Self::Lost { .. } => None,
         }
     }

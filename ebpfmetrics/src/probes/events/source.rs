@@ -3,18 +3,24 @@
 use std::{
     iter,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Event, decode::Decoder, record};
+use super::{
+    Event,
+    decode::Decoder,
+    record::{self, LostRecord},
+};
 use crate::{
-    Cost, Error, ErrorKind, Health, Kernel, Losses, Requirements, Result,
-    loader::{Loader, Object, Ring},
+    Cost, DiskProbe, Error, ErrorKind, Health, Kernel, Losses, Requirements, Result,
+    loader::{Loader, Object, Ring, SharedMaps},
     sys,
 };
 
 /// Tells what happens to processes the moment it happens: that they start, execute,
-/// exit, hold more memory than a limit, are killed for want of memory.
+/// exit, hold more memory than a limit, are killed for want of memory, and that a disk
+/// took longer for them than a limit.
 ///
 /// For who has to act at once; for what processes used, a [`Probe`](crate::Probe) is
 /// exact at no cost per event. Nothing is told unless
@@ -22,7 +28,8 @@ use crate::{
 ///
 /// * **Where it comes from**: the tracepoints `sched_process_fork`,
 ///   `sched_process_exec`, `sched_process_exit`, `sched_process_free` and `rss_stat`,
-///   through a ring buffer in memory that is shared with the kernel.
+///   through a ring buffer in memory that is shared with the kernel; slow I/O from a
+///   [`DiskProbe`], which follows every operation anyhow.
 /// * **Order**: what happened to one process comes in its order.
 /// * **Units**: times are ns of `CLOCK_MONOTONIC`.
 /// * **Kernel**: Linux 5.10 with BTF.
@@ -77,7 +84,6 @@ pub struct Events {
 }
 
 /// What [`Events`] are told.
-#[derive(Clone, Debug)]
 #[must_use = "nothing is loaded until load()"]
 pub struct EventsBuilder {
     started: bool,
@@ -85,7 +91,24 @@ pub struct EventsBuilder {
     exited: bool,
     oom_kills: bool,
     memory_threshold: Option<u64>,
-    buffer_bytes: u32,
+    /// The buffer of a disk probe.
+    slow_io: Option<Arc<SharedMaps>>,
+    buffer_bytes: Option<u32>,
+}
+
+/// What the maps are called that objects tell events into.
+pub(in crate::probes) const BUFFER: &[&str] = &["ring", "lost"];
+
+/// The buffer, unless a size is asked for.
+pub(in crate::probes) const BUFFER_BYTES: u32 = 1 << 20;
+
+/// The size of a buffer: a power of two of whole pages.
+pub(in crate::probes) fn buffer_bytes(bytes: u32) -> Result<u32> {
+    if !(1..=1 << 30).contains(&bytes) {
+        let text = "events: a buffer has 1 to 1,073,741,824 bytes";
+        return Err(Error::new(ErrorKind::InvalidOption, text));
+    }
+    Ok(bytes.next_power_of_two().max(rustix::param::page_size() as u32))
 }
 
 impl EventsBuilder {
@@ -123,10 +146,34 @@ impl EventsBuilder {
         self
     }
 
+    /// [`Event::SlowIo`] of a probe that was loaded with
+    /// [`slow_io`](crate::DiskProbeBuilder::slow_io): it has the buffer, which is then that
+    /// of all events, so that one reader has them all.
+    ///
+    /// No program runs for it but those of the probe. It ends with the probe.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use ebpfmetrics::{DiskProbe, Events};
+    ///
+    /// let disk = DiskProbe::builder().slow_io(Duration::from_millis(100)).load()?;
+    /// let mut events = Events::builder().slow_io(&disk)?.load()?;
+    /// # Ok::<(), ebpfmetrics::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] if the probe was loaded without, or if other `Events`
+    /// read its buffer.
+    pub fn slow_io(mut self, disk: &DiskProbe) -> Result<Self> {
+        self.slow_io = Some(disk.events()?);
+        Ok(self)
+    }
+
     /// The size of the buffer, rounded up to a power of two of whole pages; 1 MiB unless
-    /// set. An event takes 120 bytes.
+    /// set. An event takes 136 bytes. With [`slow_io`](Self::slow_io) the size is
+    /// [that of the probe](crate::DiskProbeBuilder::slow_io_buffer_bytes).
     pub fn buffer_bytes(mut self, bytes: u32) -> Self {
-        self.buffer_bytes = bytes;
+        self.buffer_bytes = Some(bytes);
         self
     }
 
@@ -147,32 +194,35 @@ impl EventsBuilder {
         self.check()?;
         let page_bytes = rustix::param::page_size() as u64;
         let threshold_pages = self.memory_threshold.map_or(0, |bytes| bytes.div_ceil(page_bytes));
-        let buffer_bytes = self.buffer_bytes.next_power_of_two().max(page_bytes as u32);
-        let mut object = Loader::new(Events::NAME, self.requirements(), ebpf_probes::EVENTS)
+        let buffer_bytes = buffer_bytes(self.buffer_bytes.unwrap_or(BUFFER_BYTES))?;
+        let loader = Loader::new(Events::NAME, self.requirements(), ebpf_probes::EVENTS)
             .global("tell_exited", u8::from(self.exited))
             .global("tell_oom_kills", u8::from(self.oom_kills))
             .global("threshold_pages", threshold_pages)
             .global("rearm_pages", threshold_pages - threshold_pages / 8)
             .entries("ring", buffer_bytes)
-            .entries("ending", if self.exited { 8192 } else { 1 })
-            .load(kernel)?;
+            .entries("ending", if self.exited { 8192 } else { 1 });
+        let mut object = match &self.slow_io {
+            Some(buffer) => loader.share(Arc::clone(buffer)).load(kernel)?,
+            None => loader.load(kernel)?,
+        };
         for (program, tracepoint) in self.programs() {
             object.attach(program, tracepoint, kernel)?;
         }
-        let ring = object.take_ring("ring")?;
+        let ring = object.ring("ring")?;
         Ok(Events { object, ring, decoder: Decoder::new(page_bytes) })
     }
 
     fn check(&self) -> Result<()> {
         let invalid = |what| Error::new(ErrorKind::InvalidOption, format!("events: {what}"));
-        if self.programs().next().is_none() {
+        if self.programs().next().is_none() && self.slow_io.is_none() {
             return Err(invalid("none is asked for"));
         }
         if self.memory_threshold == Some(0) {
             return Err(invalid("memory_threshold is more than 0"));
         }
-        if !(1..=1 << 30).contains(&self.buffer_bytes) {
-            return Err(invalid("buffer_bytes is 1 to 1,073,741,824"));
+        if self.buffer_bytes.is_some() && self.slow_io.is_some() {
+            return Err(invalid("with slow_io the buffer is that of the disk probe"));
         }
         Ok(())
     }
@@ -209,7 +259,8 @@ impl Events {
             exited: false,
             oom_kills: false,
             memory_threshold: None,
-            buffer_bytes: 1 << 20,
+            slow_io: None,
+            buffer_bytes: None,
         }
     }
 
@@ -234,9 +285,13 @@ impl Events {
         match self.ring.next(|record| self.decoder.record(record)) {
             Some(()) => {}
             // A figure that cannot be read is read the next time.
-            None => self.decoder.lost(self.object.element("lost", 0).unwrap_or_default()),
+            None => self.decoder.lost(self.lost().map(|lost| lost.all).unwrap_or_default()),
         }
         self.decoder.next()
+    }
+
+    fn lost(&self) -> Result<LostRecord> {
+        self.object.element("lost", 0)
     }
 
     /// Waits until there is something to [`drain`](Self::drain), by poll(2); false if
@@ -272,24 +327,24 @@ impl Events {
         super::EventStream::new(self)
     }
 
-    /// What was not told since loading, by kind of event. `exit_state_missing` counts
+    /// What was not told since loading (of the disk probe, with slow I/O), by kind of
+    /// event. `exit_state_missing` counts
     /// exits that were told without parent, user and cgroup: of processes that had
     /// exited before loading, or whose exit the machine hides.
     ///
     /// # Errors
     /// Where the kernel does not tell.
     pub fn losses(&self) -> Result<Losses> {
-        Ok(Losses::new(self.object.losses(record::LOSSES)?))
+        let lost = record::KINDS.iter().copied().zip(self.lost()?.by_kind);
+        Ok(Losses::new(lost.chain(self.object.losses(record::LOSSES)?)))
     }
 
-    /// What it takes of the kernel.
+    /// What it takes of the kernel. With slow I/O the buffer is the disk probe's.
     ///
     /// # Errors
     /// Where the kernel does not tell.
     pub fn health(&self) -> Result<Health> {
-        let mut health = self.object.health()?;
-        health.map_bytes += self.ring.bytes()?;
-        Ok(health)
+        self.object.health()
     }
 
     /// How often its programs ran and how long they took; see
@@ -311,6 +366,13 @@ impl AsFd for Events {
 impl AsRawFd for Events {
     fn as_raw_fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()
+    }
+}
+
+impl std::fmt::Debug for EventsBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let programs: Vec<_> = self.programs().map(|(program, _)| program).collect();
+        f.debug_struct("EventsBuilder").field("programs", &programs).finish_non_exhaustive()
     }
 }
 
