@@ -10,7 +10,7 @@
  * Operations and bytes are those of /proc/diskstats: counted at completion, and
  * requests, not the bios that were merged into them.
  */
-#include "task.h"
+#include "watch.h"
 #include "compat_block.h"
 
 EBPFMETRICS_LICENSE;
@@ -24,6 +24,7 @@ enum disk_loss {
 	DISK_LOSS_START_UNSEEN, /* who began an operation is not known, nor how long it took */
 	DISK_LOSS_COMPLETION_UNSEEN, /* counted when its request came again; its time is not known */
 	DISK_LOSS_OWNER_UNSEEN, /* a write-back whose file has no note stands with its device */
+	DISK_LOSS_WATCH_TABLE_FULL, /* `watched` full: a process of a tree, and what it starts */
 	DISK_LOSSES,
 };
 
@@ -280,14 +281,28 @@ static __always_inline void forget(u64 request)
 		bpf_map_delete_elem(&collided, &request);
 }
 
-/* Puts the process that runs now into `processes`, unless it is there. */
+/*
+ * Who runs now. Who is not watched is nobody, and does what it does as nobody: devices
+ * stay whole.
+ */
+static __always_inline void read_watched(struct current_process *current)
+{
+	read_current(current);
+	if (watch_mode == WATCH_ALL ||
+	    is_watched_as((void *)bpf_get_current_task(), current->key.tgid))
+		return;
+	current->key.start_ns = 0;
+	current->key.tgid = 0;
+}
+
+/* Puts the process that runs now into `processes`, unless it is there or nobody. */
 static __noinline void remember(struct process_key *key)
 {
 	static const struct disk_process_record none;
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct disk_process_record *process;
 
-	if (bpf_map_lookup_elem(&processes, key))
+	if (!key->tgid || bpf_map_lookup_elem(&processes, key))
 		return;
 	bpf_map_update_elem(&processes, key, &none, BPF_NOEXIST);
 	process = bpf_map_lookup_elem(&processes, key);
@@ -301,7 +316,7 @@ static __noinline void remember(struct process_key *key)
 	process->about.parent_start_ns =
 	    BPF_CORE_READ(task, real_parent, group_leader, start_boottime);
 	process->about.uid = bpf_get_current_uid_gid();
-	process->about.cgroup_id = bpf_get_current_cgroup_id();
+	process->about.cgroup_id = cgroup_id_of(true, task);
 	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
 		process->about.flags = ABOUT_KERNEL_THREAD;
 	bpf_probe_read_kernel(process->about.comm, sizeof(process->about.comm),
@@ -539,7 +554,7 @@ static __always_inline struct disk_in_flight *begin(u64 request, struct bio *bio
 
 	if ((command & REQ_OP_MASK) >= REQ_OP_PASSTHROUGH)
 		return NULL;
-	read_current(&current);
+	read_watched(&current);
 	classify(&key, &current, bio, command, bytes);
 	io = take_slot(request, settles);
 	if (!io)
@@ -897,7 +912,7 @@ static __always_inline void dirty(struct address_space *mapping, u32 pages)
 	struct inode *inode = mapping->host;
 	u32 i, poorest = 0;
 
-	read_current(&current);
+	read_watched(&current);
 	number = inode->i_ino;
 	number ^= number >> 32 ^ inode->i_generation;
 	file = bpf_map_lookup_elem(&files, &key);
@@ -986,7 +1001,7 @@ int disk_tasks(struct bpf_iter__task *ctx)
 	TELL_BTF(enum disk_loss);
 	if (!task)
 		return 0;
-	if (!read_about(&r.about, task))
+	if (!is_watched(task) || !read_about(&r.about, task))
 		HAND_ON(ctx);
 	r.head = RECORD_HEAD(RECORD_TASK, r);
 	if (has_io_accounting()) {
@@ -1011,6 +1026,14 @@ static __always_inline bool did_io(struct task_struct *task)
 		signal->ioac.write_bytes || signal->ioac.cancelled_write_bytes);
 }
 
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(watch_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (!watch_child(parent, child))
+		count_loss(DISK_LOSS_WATCH_TABLE_FULL);
+	return 0;
+}
+
 /*
  * The last thread of a process exits: what is known of the process is put in
  * order, for later its parent may be gone. Those without I/O leave nothing.
@@ -1024,7 +1047,7 @@ int BPF_PROG(disk_exit, struct task_struct *task)
 	if (task->signal->live.counter)
 		return 0;
 	key = process_key_of(task);
-	if (did_io(task))
+	if (did_io(task) && is_watched(task))
 		remember(&key);
 	process = bpf_map_lookup_elem(&processes, &key);
 	if (!process)
@@ -1045,6 +1068,7 @@ int BPF_PROG(disk_free, struct task_struct *task)
 
 	if (task->pid != task->tgid)
 		return 0;
+	forget_watched(task);
 	process = bpf_map_lookup_elem(&processes, &key);
 	if (!process)
 		return 0;

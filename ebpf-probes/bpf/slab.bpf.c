@@ -15,7 +15,7 @@
  * that is under way on the same CPU, and counts the skip for us to tell
  * (05b24ff9b2cf "bpf: Prevent bpf program recursion for raw tracepoint probes").
  */
-#include "task.h"
+#include "watch.h"
 #include "compat_slab.h"
 
 EBPFMETRICS_LICENSE;
@@ -26,6 +26,7 @@ enum slab_loss {
 	SLAB_LOSS_ADDRESS_MAP_FULL, /* `addresses` full: the free of this one will be unknown */
 	SLAB_LOSS_ADDRESS_MAP_BUSY, /* as full, but because an interrupt came between */
 	SLAB_LOSS_EXIT_STATE_FULL, /* `ending` full: little is known of a process that ended */
+	SLAB_LOSS_WATCH_TABLE_FULL, /* `watched` full: a process of a tree, and what it starts */
 	SLAB_LOSSES,
 };
 
@@ -173,6 +174,7 @@ struct slab_who {
 	u64 signal;
 	u32 tgid; /* 0: nobody, the CPU is idle */
 	u32 born;
+	bool unwatched; /* then only the pid is known */
 };
 
 static __always_inline void read_who(struct slab_who *who)
@@ -181,6 +183,9 @@ static __always_inline void read_who(struct slab_who *who)
 		struct task_struct *task = (void *)bpf_get_current_task_btf();
 
 		who->tgid = task->tgid;
+		who->unwatched = who->tgid && !is_watched_as(task, who->tgid);
+		if (who->unwatched)
+			return;
 		who->signal = (u64)task->signal;
 		if (track_addresses)
 			who->born = task->group_leader->start_boottime;
@@ -188,6 +193,9 @@ static __always_inline void read_who(struct slab_who *who)
 		struct task_struct *task = (void *)bpf_get_current_task();
 
 		who->tgid = bpf_get_current_pid_tgid() >> 32;
+		who->unwatched = who->tgid && !is_watched_as(task, who->tgid);
+		if (who->unwatched)
+			return;
 		bpf_core_read(&who->signal, sizeof(who->signal), &task->signal);
 		if (track_addresses)
 			who->born = BPF_CORE_READ(task, group_leader, start_boottime);
@@ -315,19 +323,21 @@ static __noinline int remember(u64 address, u64 bytes, const struct slab_who *wh
 	return 0;
 }
 
-/* Looks up who allocated what is freed, and settles it with both. */
+/*
+ * Looks up who allocated what is freed, and settles it with both; with the
+ * allocator alone if who frees it is not watched.
+ */
 static __noinline int settle(u64 address, const struct slab_who *who)
 {
-	struct slab_tally_record *freer = tally_of(who), *tally;
+	struct slab_tally_record *freer = who->unwatched ? NULL : tally_of(who), *tally;
 	struct slab_who allocator = {};
 	struct slab_address *entry;
 	u64 bytes;
 
-	if (!freer)
-		return 0;
 	entry = bpf_map_lookup_elem(&addresses, &address);
 	if (!entry || !entry->bytes) {
-		ADD(freer->counters.unknown_frees, 1);
+		if (freer)
+			ADD(freer->counters.unknown_frees, 1);
 		return 0;
 	}
 	allocator.signal = entry->signal;
@@ -336,13 +346,15 @@ static __noinline int settle(u64 address, const struct slab_who *who)
 	bytes = entry->bytes;
 	if (bpf_map_delete_elem(&addresses, &address))
 		entry->bytes = 0; /* an interrupt held its bucket: settled, though still there */
-	ADD(freer->counters.freed_bytes, bytes);
-	if (allocator.signal == who->signal && allocator.tgid == who->tgid &&
+	if (freer)
+		ADD(freer->counters.freed_bytes, bytes);
+	if (freer && allocator.signal == who->signal && allocator.tgid == who->tgid &&
 	    allocator.born == who->born) {
 		ADD(freer->counters.released_bytes, bytes);
 		return 0;
 	}
-	ADD(freer->counters.cross_process_frees, 1);
+	if (freer)
+		ADD(freer->counters.cross_process_frees, 1);
 	tally = tally_of_allocator(&allocator);
 	if (tally) {
 		ADD(tally->counters.released_bytes, bytes);
@@ -359,6 +371,8 @@ static __always_inline int on_alloc(u64 address, u64 bytes)
 	if (address <= ZERO_SIZE_PTR) /* failed */
 		return 0;
 	read_who(&who);
+	if (who.unwatched)
+		return 0;
 	tally = tally_of(&who);
 	if (tally) {
 		ADD(tally->counters.allocations, 1);
@@ -379,11 +393,13 @@ static __always_inline int on_free(u64 address)
 	if (address <= ZERO_SIZE_PTR) /* kfree(NULL) is common, and frees nothing */
 		return 0;
 	read_who(&who);
-	tally = tally_of(&who);
-	if (tally)
-		ADD(tally->counters.frees, 1);
-	else
-		count_loss(SLAB_LOSS_PROCESS_TABLE_FULL);
+	if (!who.unwatched) {
+		tally = tally_of(&who);
+		if (tally)
+			ADD(tally->counters.frees, 1);
+		else
+			count_loss(SLAB_LOSS_PROCESS_TABLE_FULL);
+	}
 	if (track_addresses)
 		settle(address, &who);
 	return 0;
@@ -504,7 +520,7 @@ int slab_tasks(struct bpf_iter__task *ctx)
 	if (!task)
 		return 0;
 	/* counted by process: its leader stands for it */
-	if (task->pid != task->tgid || !read_about_at_exit(&r.about, task))
+	if (task->pid != task->tgid || !is_watched(task) || !read_about_at_exit(&r.about, task))
 		HAND_ON(ctx);
 	r.head = RECORD_HEAD(RECORD_PROCESS, r);
 	read_who_is(&who, task);
@@ -513,6 +529,14 @@ int slab_tasks(struct bpf_iter__task *ctx)
 		HAND_ON(ctx);
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 	HAND_ON(ctx);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(watch_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (!watch_child(parent, child))
+		count_loss(SLAB_LOSS_WATCH_TABLE_FULL);
+	return 0;
 }
 
 /*
@@ -527,6 +551,8 @@ int BPF_PROG(slab_exit, struct task_struct *task)
 	struct slab_tally_record *tally;
 	struct slab_who who = {};
 
+	if (!is_watched(task))
+		return 0;
 	/* the leader may be gone soon, but not yet */
 	read_who_is(&who, task);
 	if (track_addresses)
@@ -562,10 +588,15 @@ int BPF_PROG(slab_release, struct task_struct *task)
 
 	if (task->pid != task->tgid)
 		return 0;
+	forget_watched(task);
+	read_who_is(&who, task);
 	last = bpf_map_lookup_elem(&ending, &key);
+	if (!last && watch_mode != WATCH_ALL) {
+		forget(&who); /* it may have been watched, in another cgroup */
+		return 0;
+	}
 	if (last)
 		r = *last;
-	read_who_is(&who, task);
 	r.head = RECORD_HEAD(RECORD_PROCESS, r);
 	read_about_released(&r.about, task);
 	r.about.threads = read_counters(&counters, &who);

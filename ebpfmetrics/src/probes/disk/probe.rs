@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, ProcessInfo,
-    Provenance, Requirements, Result, Source,
+    Provenance, Requirements, Result, Source, Watch,
     ledger::Ledger,
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -92,6 +92,7 @@ pub struct DiskProbeBuilder {
     dirty_files: u32,
     max_processes: u32,
     max_exited: u32,
+    watch: Watch,
 }
 
 /// What this kernel has to attach to.
@@ -153,6 +154,17 @@ impl DiskProbeBuilder {
         self
     }
 
+    /// Whom it watches; every process unless set.
+    ///
+    /// Devices stay those of the machine: what others do with them is in
+    /// [`unattributed`](DiskSnapshot::unattributed), by its class, so that processes and
+    /// it together still are the devices. Each operation is looked at as before, and costs
+    /// about the same.
+    pub fn watch(mut self, watch: Watch) -> Self {
+        self.watch = watch;
+        self
+    }
+
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
@@ -173,7 +185,7 @@ impl DiskProbeBuilder {
         let slots = self.in_flight.next_power_of_two().max(2);
         // place 0 stands for none
         let row_count = 1 + SPARE_ROWS + self.rows;
-        let mut object = Loader::new(DiskProbe::NAME, DiskProbe::requirements(), ebpf_probes::DISK)
+        let loader = Loader::new(DiskProbe::NAME, DiskProbe::requirements(), ebpf_probes::DISK)
             .global("has_io_start", u8::from(hooks.start_is_request()))
             .global("in_flight_bits", slots.ilog2())
             .entries("in_flight", slots)
@@ -182,8 +194,8 @@ impl DiskProbeBuilder {
             .entries("free_rows", self.rows)
             .entries("spare_rows", SPARE_ROWS)
             .entries("files", self.dirty_files)
-            .entries("processes", self.max_processes)
-            .load(kernel)?;
+            .entries("processes", self.max_processes);
+        let mut object = self.watch.configure(loader).load(kernel)?;
         // taken from the top: low places first, so that reads stay short
         for place in (1..=SPARE_ROWS).rev() {
             object.push("spare_rows", place)?;
@@ -193,7 +205,7 @@ impl DiskProbeBuilder {
         }
         object.load_iterator("disk_tasks", "task", kernel)?;
         let mut probe = DiskProbe::new(object, hooks, &self, row_count);
-        probe.attach(kernel)?;
+        probe.attach(kernel, &self.watch)?;
         read_alone(&mut probe, Read::Reset)?;
         probe.describe();
         Ok(probe)
@@ -263,6 +275,7 @@ impl DiskProbe {
             dirty_files: 32_768,
             max_processes: 8192,
             max_exited: 8192,
+            watch: Watch::All,
         }
     }
 
@@ -273,7 +286,7 @@ impl DiskProbe {
             sees_all: in_initial_pid_namespace(),
             has_io_accounting: false,
             windows: Windows::begin(),
-            ledger: Ledger::begin(options.max_exited as usize),
+            ledger: options.watch.ledger(options.max_exited),
             rows: RowBook::default(),
             row_count,
             devices: DeviceBook::default(),
@@ -286,10 +299,11 @@ impl DiskProbe {
         }
     }
 
-    fn attach(&mut self, kernel: &Kernel) -> Result<()> {
+    fn attach(&mut self, kernel: &Kernel, watch: &Watch) -> Result<()> {
         let object = &mut self.object;
         object.attach("disk_free", "sched_process_free", kernel)?;
         object.attach("disk_exit", "sched_process_exit", kernel)?;
+        watch.begin(object, kernel)?;
         if let Some((program, tracepoint)) = self.hooks.dirty {
             object.attach(program, tracepoint, kernel)?;
         }
