@@ -587,6 +587,25 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_late_counts_from_then_on() {
+        const SECOND: u64 = 1_000_000_000;
+        let mut ledger = Ledger::new(9, 0);
+        ledger.admits_late = true;
+        ledger.live(vec![reading(1, 10, 100)], 10 * SECOND);
+        // 2 was there before; 3 had just begun to start
+        let just = 10 * SECOND - 1_000_000;
+        ledger
+            .live(vec![reading(1, 10, 110), reading(2, 20, 70), reading(3, just, 5)], 11 * SECOND);
+        let counters: Vec<_> = rows(&ledger).into_iter().map(|row| (row.0, row.2)).collect();
+        assert_eq!(counters, [(1, 110), (2, 0), (3, 5)]);
+        ledger.live(vec![reading(1, 10, 110), reading(2, 20, 75)], 12 * SECOND);
+        assert_eq!(rows(&ledger)[1], (2, 20, 5, false));
+        // and ended before the next walk
+        ledger.ended([reading(5, 50, 1000)]);
+        assert_eq!(rows(&ledger).last(), Some(&(5, 50, 0, true)));
+    }
+
+    #[test]
     fn a_reused_pid_is_another_process() {
         let mut ledger = Ledger::new(9, 0);
         ledger.live(vec![reading(5, 50, 7)], 0);

@@ -166,3 +166,88 @@ fn family(root: u32, processes: &[WatchProcessRecord]) -> HashSet<ProcessKey> {
     }
     members
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        os::unix::process::CommandExt as _,
+        process::{Child, Command, Stdio},
+    };
+
+    use super::*;
+    use crate::Requirements;
+
+    fn process(pid: u32, start_ns: u64, parent: (u32, u64)) -> WatchProcessRecord {
+        let key = |(tgid, start_ns)| ProcessKey { start_ns, tgid, padding: 0 };
+        let head = RecordHead { kind: 1, stream: 0, size: 0 };
+        WatchProcessRecord { head, process: key((pid, start_ns)), parent: key(parent) }
+    }
+
+    #[test]
+    fn a_family_goes_by_parents_and_their_starts() {
+        let processes = [
+            process(2, 50, (12, 40)), // pids have wrapped around
+            process(10, 10, (1, 0)),
+            process(12, 40, (10, 10)),
+            process(13, 45, (10, 9)), // of another that had the pid
+            process(20, 20, (1, 0)),
+        ];
+        let members = |root| {
+            let mut pids: Vec<_> = family(root, &processes).iter().map(|key| key.tgid).collect();
+            pids.sort_unstable();
+            pids
+        };
+        assert_eq!(members(10), [2, 10, 12]);
+        assert_eq!(members(20), [20]);
+        assert_eq!(members(99), [0_u32; 0]);
+    }
+
+    /// A shell that starts processes when told to. Ends with them.
+    struct Shell(Child);
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            let group = rustix::process::Pid::from_child(&self.0);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn children_that_find_no_room_are_counted() {
+        let start = "read go; for i in 1 2 3 4; do sleep 60 & done; echo started; wait";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", start]).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = Shell(shell.spawn().unwrap());
+        let kernel = Kernel::read().unwrap();
+        let loader = Loader::new("test", Requirements::default(), ebpf_probes::CPU);
+        let watch = Watch::Tree(shell.0.id());
+        // the first size that is set holds
+        let mut object = watch.configure(loader.entries("watched", 3)).load(&kernel).unwrap();
+        watch.begin(&mut object, &kernel).unwrap();
+        let watched = |object: &Object| object.read_all::<u32, u64>("watched").unwrap().len();
+        assert_eq!(watched(&object), 1);
+        writeln!(shell.0.stdin.as_mut().unwrap(), "go").unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!((line.as_str(), watched(&object)), ("started\n", 3));
+        let losses =
+            ["exit_state_full", "switch_unmatched", "switch_table_full", "watch_table_full"];
+        let losses = object.losses(&losses).unwrap();
+        assert_eq!(losses.iter().map(|(_, count)| *count).collect::<Vec<_>>(), [0, 0, 0, 2]);
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_is_an_error() {
+        let kernel = Kernel::read().unwrap();
+        let loader = Loader::new("test", Requirements::default(), ebpf_probes::CPU);
+        let mut object = Watch::Tree(1).configure(loader).load(&kernel).unwrap();
+        let keys = |count| (1..=count).map(|tgid| ProcessKey { start_ns: 1, tgid, padding: 0 });
+        list(&mut object, keys(LARGEST)).unwrap();
+        for wrong in [0, LARGEST + 1] {
+            let error = list(&mut object, keys(wrong)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        }
+    }
+}
