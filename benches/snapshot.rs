@@ -6,10 +6,10 @@ mod support;
 
 use std::{cell::RefCell, collections::HashSet, hint::black_box, rc::Rc};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use ebpfmetrics::{CpuProbe, Joined, Kernel, MemProbe, Probe, ProcessRow as _, ProcessRows};
 use procfs::Current as _;
-use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve};
+use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve, sleeper};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 const ROUNDS: usize = 15;
@@ -180,23 +180,6 @@ impl Drop for Swarm {
         }
         if let Some(pid_max) = &self.pid_max {
             let _ = std::fs::write(PID_MAX, pid_max);
-        }
-    }
-}
-
-fn sleeper() -> Result<libc::pid_t> {
-    #[expect(unsafe_code, reason = "20,000 exec() would take a minute")]
-    // SAFETY: this process has one thread; the child only makes system calls.
-    unsafe {
-        match libc::fork() {
-            -1 => bail!("fork: {}", std::io::Error::last_os_error()),
-            0 => {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                loop {
-                    libc::pause();
-                }
-            }
-            child => Ok(child),
         }
     }
 }

@@ -95,6 +95,24 @@ pub(crate) fn serve(mut answer: impl FnMut(usize) -> Result<String>) -> Result<(
     Ok(())
 }
 
+/// A child that does nothing, until it or this process is ended.
+pub(crate) fn sleeper() -> Result<libc::pid_t> {
+    #[expect(unsafe_code, reason = "20,000 exec() would take a minute")]
+    // SAFETY: this process has one thread; the child only makes system calls.
+    unsafe {
+        match libc::fork() {
+            -1 => anyhow::bail!("fork: {}", std::io::Error::last_os_error()),
+            0 => {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            }
+            child => Ok(child),
+        }
+    }
+}
+
 /// CPU time of this process. On a machine with other work the wall clock would
 /// tell what that work does.
 pub(crate) fn process_cpu_ns() -> u64 {
