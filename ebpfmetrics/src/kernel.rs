@@ -8,9 +8,6 @@ use crate::{
 
 pub(crate) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
-/// `UNIFIED_HIERARCHY`
-const UNIFIED: i32 = -1;
-
 /// The running kernel's own description of itself (BTF), read once.
 ///
 /// Reading it takes some 2 ms and, for as long as it is held, less than 1 MiB;
@@ -59,12 +56,12 @@ impl Kernel {
         let btf = Btf::parse(bytes).ok_or_else(|| {
             Error::new(ErrorKind::BtfMissing, format!("{BTF_PATH} is not BTF as known here"))
         })?;
-        let this = Self {
-            btf: Some(btf),
-            cgroup_hierarchy: CgroupHierarchy::Unified,
-            cgroup_hierarchy_number: UNIFIED,
-        };
-        this.with_cgroup_hierarchy(CgroupHierarchy::mounted())
+        let mounted = CgroupHierarchy::mounted();
+        // a controller that the BTF does not know of is no reason not to measure
+        let known = number_of(&mounted, &btf).map(|number| (mounted, number));
+        let (cgroup_hierarchy, cgroup_hierarchy_number) =
+            known.unwrap_or((CgroupHierarchy::Unified, UNIFIED));
+        Ok(Self { btf: Some(btf), cgroup_hierarchy, cgroup_hierarchy_number })
     }
 
     pub(crate) fn btf(&self) -> &Btf<Contents> {
@@ -91,17 +88,11 @@ impl Kernel {
     /// # Errors
     /// [`ErrorKind::InvalidOption`] if the kernel has no such controller.
     pub fn with_cgroup_hierarchy(mut self, hierarchy: CgroupHierarchy) -> Result<Self> {
-        self.cgroup_hierarchy_number = match hierarchy.enumerator() {
-            None => UNIFIED,
-            Some(controller) => {
-                let controllers = self.btf().enumerators("cgroup_subsys_id").unwrap_or_default();
-                let number = controllers.iter().find(|(name, _)| *name == controller);
-                number.map(|(_, number)| *number as i32).ok_or_else(|| {
-                    let text = format!("this kernel has no cgroup controller {hierarchy}");
-                    Error::new(ErrorKind::InvalidOption, text)
-                })?
-            }
-        };
+        let number = number_of(&hierarchy, self.btf()).ok_or_else(|| {
+            let text = format!("this kernel has no cgroup controller {hierarchy}");
+            Error::new(ErrorKind::InvalidOption, text)
+        });
+        self.cgroup_hierarchy_number = number?;
         self.cgroup_hierarchy = hierarchy;
         Ok(self)
     }
@@ -139,6 +130,17 @@ impl Kernel {
         let iterators = needs.iterators.iter().filter(|name| !self.has_iterator(name));
         tracepoints.chain(iterators).copied().collect()
     }
+}
+
+/// `UNIFIED_HIERARCHY`
+const UNIFIED: i32 = -1;
+
+/// What the kernel side calls a hierarchy: the number of its controller.
+fn number_of(hierarchy: &CgroupHierarchy, btf: &Btf<Contents>) -> Option<i32> {
+    let Some(controller) = hierarchy.enumerator() else { return Some(UNIFIED) };
+    let controllers = btf.enumerators("cgroup_subsys_id")?;
+    let number = controllers.into_iter().find(|(name, _)| *name == controller)?.1;
+    Some(number as i32)
 }
 
 impl Drop for Kernel {
