@@ -420,7 +420,7 @@ fn who_moves_into_a_cgroup_counts_from_then_on() {
 #[test]
 fn what_is_not_watched_costs_little() {
     let statistics = Statistics::enable().unwrap();
-    let _many: Vec<_> = (0..20).map(|_| Workload::start(WORKLOAD, &["spin", "8"])).collect();
+    let _many: Vec<_> = (0..20).map(|_| Workload::start(WORKLOAD, &["memory"])).collect();
     let me = std::process::id();
     let cost = |watch: Watch| {
         let mut probe = CpuProbe::builder().watch(watch).load().unwrap();

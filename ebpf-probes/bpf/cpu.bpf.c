@@ -539,7 +539,7 @@ int BPF_PROG(cpu_exit, struct task_struct *task)
 	struct process_key key = process_key_of(task);
 	struct cpu_ending_record *dead;
 
-	if (!is_watched(task))
+	if (!is_watched_as(task, task->tgid))
 		return 0;
 	dead = bpf_map_lookup_elem(&ending, &key);
 	if (!dead) {

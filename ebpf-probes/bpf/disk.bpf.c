@@ -316,7 +316,7 @@ static __noinline void remember(struct process_key *key)
 	process->about.parent_start_ns =
 	    BPF_CORE_READ(task, real_parent, group_leader, start_boottime);
 	process->about.uid = bpf_get_current_uid_gid();
-	process->about.cgroup_id = cgroup_id_of(true, task);
+	process->about.cgroup_id = cgroup_id(true, cgroup_of(true, task));
 	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
 		process->about.flags = ABOUT_KERNEL_THREAD;
 	bpf_probe_read_kernel(process->about.comm, sizeof(process->about.comm),
@@ -1047,7 +1047,7 @@ int BPF_PROG(disk_exit, struct task_struct *task)
 	if (task->signal->live.counter)
 		return 0;
 	key = process_key_of(task);
-	if (did_io(task) && is_watched(task))
+	if (did_io(task) && is_watched_as(task, task->tgid))
 		remember(&key);
 	process = bpf_map_lookup_elem(&processes, &key);
 	if (!process)

@@ -516,7 +516,7 @@ int BPF_PROG(mem_fork, struct task_struct *parent, struct task_struct *child)
 
 	if (child->tgid == parent->tgid || !mm || !owner_of(mm))
 		return 0;
-	if (!is_watched(child)) /* of a tree: watch_fork came before */
+	if (!is_watched_as(child, child->tgid)) /* of a tree: watch_fork came before */
 		return 0;
 	track(child->tgid, child->start_boottime, mm, mm->total_vm);
 	return 0;
@@ -755,7 +755,7 @@ int BPF_PROG(mem_exit, struct task_struct *task)
 	if (task->signal->live.counter != 0)
 		return 0;
 	t = bpf_map_lookup_elem(&tracked, &tgid);
-	if (!is_watched(task))
+	if (!is_watched_as(task, task->tgid))
 		goto untrack; /* it may have been, in another cgroup */
 	bpf_map_update_elem(&ending, &key, &none, BPF_ANY);
 	r = bpf_map_lookup_elem(&ending, &key);

@@ -177,13 +177,51 @@ struct slab_who {
 	bool unwatched; /* then only the pid is known */
 };
 
+/*
+ * The process that ran on a CPU when a hook asked last, and in the lowest bit whether it
+ * is listed, which never changes: most events need no look into the list. One writer
+ * each, whole words.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} asked_last SEC(".maps");
+
+static __always_inline bool is_listed(u32 tgid, u64 start_ns)
+{
+	u64 process = (start_ns ^ (u64)tgid << 40) << 1, *last, *listed;
+	bool is_it;
+	u32 zero = 0;
+
+	last = bpf_map_lookup_elem(&asked_last, &zero);
+	if (last && (*last & ~1ULL) == process)
+		return *last & 1;
+	listed = bpf_map_lookup_elem(&watched, &tgid);
+	is_it = listed && *listed == start_ns;
+	if (last)
+		*last = process | is_it;
+	return is_it;
+}
+
+/* Who runs now, by `rarely` as for FOLLOW(). */
+static __always_inline bool is_unwatched(bool rarely, struct task_struct *task, u32 tgid)
+{
+	if (watch_mode == WATCH_ALL || !tgid)
+		return false;
+	if (watch_mode == WATCH_CGROUP)
+		return !is_in_watched_cgroup(rarely, task);
+	return !is_listed(tgid, FOLLOW(rarely, task, group_leader, start_boottime));
+}
+
 static __always_inline void read_who(struct slab_who *who)
 {
 	if (has_current_task_btf()) {
 		struct task_struct *task = (void *)bpf_get_current_task_btf();
 
 		who->tgid = task->tgid;
-		who->unwatched = who->tgid && !is_watched_as(task, who->tgid);
+		who->unwatched = is_unwatched(false, task, who->tgid);
 		if (who->unwatched)
 			return;
 		who->signal = (u64)task->signal;
@@ -193,7 +231,7 @@ static __always_inline void read_who(struct slab_who *who)
 		struct task_struct *task = (void *)bpf_get_current_task();
 
 		who->tgid = bpf_get_current_pid_tgid() >> 32;
-		who->unwatched = who->tgid && !is_watched_as(task, who->tgid);
+		who->unwatched = is_unwatched(true, task, who->tgid);
 		if (who->unwatched)
 			return;
 		bpf_core_read(&who->signal, sizeof(who->signal), &task->signal);
@@ -551,7 +589,7 @@ int BPF_PROG(slab_exit, struct task_struct *task)
 	struct slab_tally_record *tally;
 	struct slab_who who = {};
 
-	if (!is_watched(task))
+	if (!is_watched_as(task, task->tgid))
 		return 0;
 	/* the leader may be gone soon, but not yet */
 	read_who_is(&who, task);

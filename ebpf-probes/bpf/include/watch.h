@@ -21,7 +21,7 @@ enum watch_mode {
 
 /* Set before loading. */
 const volatile u32 watch_mode = WATCH_ALL;
-const volatile u64 watched_cgroup = 0; /* its id, in the hierarchy of cgroup_of() */
+const volatile u64 watched_cgroup = 0; /* its id, in the hierarchy that is set */
 
 /*
  * The listed, by pid, with their start times, for pids come back. Written by user
@@ -53,10 +53,11 @@ struct {
 /* A cgroup lies at most so deep below the one that is watched. */
 #define CGROUP_DEPTH 16
 
-static __always_inline bool is_in_watched_cgroup(struct task_struct *task)
+/* `rarely` is a constant, as for FOLLOW(). */
+static __always_inline bool is_in_watched_cgroup(bool rarely, struct task_struct *task)
 {
-	struct cgroup *group = cgroup_of(task);
-	u64 id = BPF_CORE_READ(group, kn, id), *known;
+	struct cgroup *group = cgroup_of(rarely, task);
+	u64 id = cgroup_id(rarely, group), *known;
 	u32 place = id % KNOWN_CGROUPS;
 	bool inside = false;
 
@@ -65,6 +66,7 @@ static __always_inline bool is_in_watched_cgroup(struct task_struct *task)
 		return false;
 	if (*known >> 1 == id)
 		return *known & 1;
+#pragma clang loop unroll(disable)
 	for (int i = 0; i < CGROUP_DEPTH && group && !inside; i++) {
 		inside = BPF_CORE_READ(group, kn, id) == watched_cgroup;
 		group = BPF_CORE_READ(group, self.parent, cgroup);
@@ -73,7 +75,10 @@ static __always_inline bool is_in_watched_cgroup(struct task_struct *task)
 	return inside;
 }
 
-/* A task of a process that is alive, with the pid of the process at hand. */
+/*
+ * A task of a process that is alive, with the pid of the process at hand. By helpers, for
+ * programs that run rarely, and for any pointer to a task.
+ */
 static __always_inline bool is_watched_as(struct task_struct *task, u32 tgid)
 {
 	u64 *listed;
@@ -81,7 +86,7 @@ static __always_inline bool is_watched_as(struct task_struct *task, u32 tgid)
 	if (watch_mode == WATCH_ALL)
 		return true;
 	if (watch_mode == WATCH_CGROUP)
-		return is_in_watched_cgroup(task);
+		return is_in_watched_cgroup(true, task);
 	listed = bpf_map_lookup_elem(&watched, &tgid);
 	return listed && *listed == BPF_CORE_READ(task, group_leader, start_boottime);
 }
@@ -90,6 +95,8 @@ static __always_inline bool is_watched(struct task_struct *task)
 {
 	if (watch_mode == WATCH_ALL)
 		return true;
+	if (watch_mode == WATCH_CGROUP)
+		return is_in_watched_cgroup(false, task);
 	return is_watched_as(task, task->tgid);
 }
 
@@ -99,7 +106,7 @@ static __always_inline bool watch_child(struct task_struct *parent, struct task_
 	u64 start_ns = child->start_boottime;
 	u32 tgid = child->tgid;
 
-	if (child->tgid == parent->tgid || !is_watched(parent))
+	if (child->tgid == parent->tgid || !is_watched_as(parent, parent->tgid))
 		return true;
 	return !bpf_map_update_elem(&watched, &tgid, &start_ns, BPF_ANY);
 }
