@@ -12,16 +12,16 @@
 //! It needs `CAP_BPF` and `CAP_PERFMON`, or root; without, it says what is missing
 //! and `--preflight` says it in full. Percentages are of one CPU unless they say
 //! otherwise: 100 is one CPU busy. Memory is in MiB: what is resident now, and the most
-//! that was in the interval; disks in MiB per second. Where the output is no terminal, the tables
-//! follow one another, without colours.
+//! that was in the interval; disks in MiB per second. Where the output is no terminal,
+//! the tables follow one another, without colours.
 //!
 //! With `--watch` nothing but the command and what it starts is measured: who else runs
 //! on the machine costs next to nothing. What the command prints goes to standard error,
 //! the tables follow one another and end with it; with a long interval there is one, of
 //! all that it did.
 //!
-//! The exit code is that of a command, and else 0 after the last interval, on Ctrl-C and when the reader of
-//! the output closes its pipe, 1 on an error and 2 on wrong arguments.
+//! The exit code is that of a command, and else 0 after the last interval, on Ctrl-C and
+//! when the reader of the output closes its pipe, 1 on an error and 2 on wrong arguments.
 
 #[path = "print_top/screen.rs"]
 mod screen;
@@ -235,7 +235,8 @@ struct Shown<'a> {
 
 fn show(mut interval: Interval, shown: &mut Shown<'_>) -> anyhow::Result<()> {
     let Shown { options, tree, hierarchy, degraded, screen } = shown;
-    let header = header(&interval, degraded); // Of the machine, whatever is listed below it.
+    // Of the machine, whatever is listed below it; or of a command, without ourselves.
+    let of_machine = (!options.watch).then(|| header(&interval, degraded));
     if let Some(tree) = tree {
         tree.group(&interval.parts.0);
     }
@@ -254,6 +255,7 @@ fn show(mut interval: Interval, shown: &mut Shown<'_>) -> anyhow::Result<()> {
         writeln!(stdout(), "{}", serde_json::to_string(&line)?)?;
         return Ok(());
     }
+    let header = of_machine.unwrap_or_else(|| header(&interval, degraded));
     let room = screen.as_ref().map_or(usize::MAX, |screen| screen.height());
     let limit = options.limit.unwrap_or(usize::MAX).min(room);
     let text = header + &table(&interval, options, hierarchy.as_ref(), limit);

@@ -133,7 +133,11 @@ fn cgroups(interval: &Interval, cgroups: &Cgroups) -> Vec<Row> {
             pid: None,
             count: alive.to_string(),
             uid: None,
-            name: cgroups.path(id).map_or(format!("cgroup {id}"), |it| it.display().to_string()),
+            name: match cgroups.path(id) {
+                Some(path) => path.display().to_string(),
+                None if id == 0 => "not known".into(),
+                None => format!("cgroup {id}, gone"),
+            },
             exited: alive == 0,
             cpu: usage,
             mem: mem.remove(&id).unwrap_or_default().usage,
