@@ -136,7 +136,7 @@ fn a_build_grouped_by_its_tree_is_what_the_kernel_says_of_it() {
     println!(
         "written {} bytes, the device {} bytes in all, objects {}",
         sums.written_bytes,
-        truth.written_bytes(),
+        truth.written_bytes,
         FILES * DATA_BYTES
     );
     assert!(sums.written_bytes >= (FILES * DATA_BYTES) as u64 * 99 / 100);

@@ -58,7 +58,8 @@ impl Drop for Swarm {
     }
 }
 
-fn sleeper() -> Result<libc::pid_t> {
+/// A child that does nothing until it is killed.
+pub(crate) fn sleeper() -> Result<libc::pid_t> {
     #[expect(unsafe_code, reason = "20,000 exec() would take a minute")]
     // SAFETY: this process has one thread; the child only makes system calls.
     unsafe {

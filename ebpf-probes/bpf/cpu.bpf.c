@@ -20,6 +20,7 @@ enum cpu_loss {
 	CPU_LOSS_EXIT_STATE_FULL, /* `ending` full: waits and migrations of dead threads missing */
 	CPU_LOSS_SWITCH_UNMATCHED, /* a switch to this task was never seen: its slice is missing */
 	CPU_LOSS_SWITCH_TABLE_FULL, /* `overflow` full: a slice is missing */
+	CPU_LOSS_WATCH_TABLE_FULL, /* `watched` full: a process of a tree, and what it starts */
 	CPU_LOSSES,
 };
 
@@ -555,6 +556,14 @@ int cpu_tasks(struct bpf_iter__task *ctx)
 	HAND_ON(ctx);
 }
 
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(watch_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (!watch_child(parent, child))
+		count_loss(CPU_LOSS_WATCH_TABLE_FULL);
+	return 0;
+}
+
 /*
  * A leader that ended before its last thread is in nobody's sums until its release,
  * which some machines do not show.
@@ -583,7 +592,7 @@ int BPF_PROG(cpu_exit, struct task_struct *task)
 	struct process_key key = process_key_of(task);
 	struct cpu_ending_record *dead;
 
-	if (!is_watched(task))
+	if (!is_watched_as(task, task->tgid))
 		return 0;
 	dead = bpf_map_lookup_elem(&ending, &key);
 	if (!dead) {
@@ -638,11 +647,18 @@ int BPF_PROG(cpu_free, struct task_struct *task)
 	struct signal_struct *signal = task->signal;
 	struct cpu_task_record r = {};
 	struct cpu_ending_record *dead;
+	u64 charged_ns = 0;
 
 	if (task->pid != task->tgid)
 		return 0;
 	forget_watched(task);
 	dead = bpf_map_lookup_elem(&ending, &key);
+	if (account_switches) {
+		u64 owner = owner_of(signal_of(task), key.tgid);
+
+		charged_ns = charged_to(owner, key.tgid);
+		forget_charges(owner, key.tgid);
+	}
 	if (!dead && watch_mode != WATCH_ALL)
 		return 0;
 	if (dead) {
@@ -666,12 +682,7 @@ int BPF_PROG(cpu_free, struct task_struct *task)
 	r.dead_system_ns = signal->stime;
 	r.dead_voluntary_switches = signal->nvcsw;
 	r.dead_involuntary_switches = signal->nivcsw;
-	if (account_switches) {
-		u64 owner = owner_of(signal_of(task), key.tgid);
-
-		r.charged_ns = charged_to(owner, key.tgid);
-		forget_charges(owner, key.tgid);
-	}
+	r.charged_ns = charged_ns;
 	if (bpf_map_update_elem(&exited, &key, &r, BPF_ANY))
 		fold(&r);
 	bpf_map_delete_elem(&ending, &key);

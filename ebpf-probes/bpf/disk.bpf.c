@@ -11,6 +11,7 @@
  * requests, not the bios that were merged into them.
  */
 #include "events.h"
+#include "watch.h"
 #include "compat_block.h"
 
 EBPFMETRICS_LICENSE;
@@ -24,6 +25,7 @@ enum disk_loss {
 	DISK_LOSS_START_UNSEEN, /* who began an operation is not known, nor how long it took */
 	DISK_LOSS_COMPLETION_UNSEEN, /* counted when its request came again; its time is not known */
 	DISK_LOSS_OWNER_UNSEEN, /* a write-back whose file has no note stands with its device */
+	DISK_LOSS_WATCH_TABLE_FULL, /* `watched` full: a process of a tree, and what it starts */
 	DISK_LOSSES,
 };
 
@@ -286,14 +288,28 @@ static __always_inline void forget(u64 request)
 		bpf_map_delete_elem(&collided, &request);
 }
 
-/* Puts the process that runs now into `processes`, unless it is there. */
+/*
+ * Who runs now. Who is not watched is nobody, and does what it does as nobody: devices
+ * stay whole.
+ */
+static __always_inline void read_watched(struct current_process *current)
+{
+	read_current(current);
+	if (watch_mode == WATCH_ALL ||
+	    is_watched_as((void *)bpf_get_current_task(), current->key.tgid))
+		return;
+	current->key.start_ns = 0;
+	current->key.tgid = 0;
+}
+
+/* Puts the process that runs now into `processes`, unless it is there or nobody. */
 static __noinline void remember(struct process_key *key)
 {
 	static const struct disk_process_record none;
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct disk_process_record *process;
 
-	if (bpf_map_lookup_elem(&processes, key))
+	if (!key->tgid || bpf_map_lookup_elem(&processes, key))
 		return;
 	bpf_map_update_elem(&processes, key, &none, BPF_NOEXIST);
 	process = bpf_map_lookup_elem(&processes, key);
@@ -307,7 +323,7 @@ static __noinline void remember(struct process_key *key)
 	process->about.parent_start_ns =
 	    BPF_CORE_READ(task, real_parent, group_leader, start_boottime);
 	process->about.uid = bpf_get_current_uid_gid();
-	process->about.cgroup_id = bpf_get_current_cgroup_id();
+	process->about.cgroup_id = cgroup_id(true, cgroup_of(true, task));
 	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
 		process->about.flags = ABOUT_KERNEL_THREAD;
 	bpf_probe_read_kernel(process->about.comm, sizeof(process->about.comm),
@@ -545,7 +561,7 @@ static __always_inline struct disk_in_flight *begin(u64 request, struct bio *bio
 
 	if ((command & REQ_OP_MASK) >= REQ_OP_PASSTHROUGH)
 		return NULL;
-	read_current(&current);
+	read_watched(&current);
 	classify(&key, &current, bio, command, bytes);
 	io = take_slot(request, settles);
 	if (!io)
@@ -938,7 +954,7 @@ static __always_inline void dirty(struct address_space *mapping, u32 pages)
 	struct inode *inode = mapping->host;
 	u32 i, poorest = 0;
 
-	read_current(&current);
+	read_watched(&current);
 	number = inode->i_ino;
 	number ^= number >> 32 ^ inode->i_generation;
 	file = bpf_map_lookup_elem(&files, &key);
@@ -1028,7 +1044,7 @@ int disk_tasks(struct bpf_iter__task *ctx)
 	TELL_BTF(enum disk_loss);
 	if (!task)
 		return 0;
-	if (!read_about(&r.about, task))
+	if (!is_watched(task) || !read_about(&r.about, task))
 		HAND_ON(ctx);
 	r.head = RECORD_HEAD(RECORD_TASK, r);
 	if (has_io_accounting()) {
@@ -1065,6 +1081,14 @@ int BPF_PROG(disk_exec, struct task_struct *task)
 	return 0;
 }
 
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(watch_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (!watch_child(parent, child))
+		count_loss(DISK_LOSS_WATCH_TABLE_FULL);
+	return 0;
+}
+
 /*
  * The last thread of a process exits: what is known of the process is put in
  * order, for later its parent may be gone. Those without I/O leave nothing.
@@ -1078,7 +1102,7 @@ int BPF_PROG(disk_exit, struct task_struct *task)
 	if (task->signal->live.counter)
 		return 0;
 	key = process_key_of(task);
-	if (did_io(task))
+	if (did_io(task) && is_watched_as(task, task->tgid))
 		remember(&key);
 	process = bpf_map_lookup_elem(&processes, &key);
 	if (!process)
@@ -1099,6 +1123,7 @@ int BPF_PROG(disk_free, struct task_struct *task)
 
 	if (task->pid != task->tgid)
 		return 0;
+	forget_watched(task);
 	process = bpf_map_lookup_elem(&processes, &key);
 	if (!process)
 		return 0;

@@ -16,6 +16,7 @@ EBPFMETRICS_LICENSE;
 enum mem_loss {
 	MEM_LOSS_TRACK_TABLE_FULL, /* `tracked` full: peaks and address space of a process missing */
 	MEM_LOSS_EXIT_STATE_FULL, /* `ending` full: peak and name of a process that ended missing */
+	MEM_LOSS_WATCH_TABLE_FULL, /* `watched` full: a process of a tree, and what it starts */
 	MEM_LOSSES,
 };
 
@@ -459,7 +460,7 @@ static __always_inline int space_after_syscall(void)
 		return 0;
 	pages = BPF_CORE_READ(mm, total_vm);
 	start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
-	if (!is_watched_as(task, tgid, start_ns))
+	if (!is_watched_as(task, tgid))
 		return 0;
 	t = track(tgid, start_ns, mm, pages);
 	if (!t)
@@ -499,6 +500,14 @@ int mem_after_mremap(void *ctx)
 	return space_after_syscall();
 }
 
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(watch_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (!watch_child(parent, child))
+		count_loss(MEM_LOSS_WATCH_TABLE_FULL);
+	return 0;
+}
+
 /* A process begins with the address space of its parent: from there it is followed. */
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(mem_fork, struct task_struct *parent, struct task_struct *child)
@@ -507,7 +516,7 @@ int BPF_PROG(mem_fork, struct task_struct *parent, struct task_struct *child)
 
 	if (child->tgid == parent->tgid || !mm || !owner_of(mm))
 		return 0;
-	if (!is_watched(watch_mode == WATCH_TREES ? parent : child))
+	if (!is_watched_as(child, child->tgid)) /* of a tree: watch_fork came before */
 		return 0;
 	track(child->tgid, child->start_boottime, mm, mm->total_vm);
 	return 0;
@@ -743,11 +752,13 @@ int BPF_PROG(mem_exit, struct task_struct *task)
 	struct mm_struct *mm;
 	u32 tgid = key.tgid;
 
-	if (task->signal->live.counter != 0 || !is_watched(task))
+	if (task->signal->live.counter != 0)
 		return 0;
+	t = bpf_map_lookup_elem(&tracked, &tgid);
+	if (!is_watched_as(task, task->tgid))
+		goto untrack; /* it may have been, in another cgroup */
 	bpf_map_update_elem(&ending, &key, &none, BPF_ANY);
 	r = bpf_map_lookup_elem(&ending, &key);
-	t = bpf_map_lookup_elem(&tracked, &tgid);
 	if (r) {
 		read_about_at_exit(&r->about, task);
 		read_faults(&r->faults, task);
@@ -767,6 +778,7 @@ int BPF_PROG(mem_exit, struct task_struct *task)
 	} else {
 		count_loss(MEM_LOSS_EXIT_STATE_FULL);
 	}
+untrack:
 	if (t)
 		bpf_map_delete_elem(&tracked, &tgid);
 	return 0;

@@ -15,7 +15,7 @@
  * that is under way on the same CPU, and counts the skip for us to tell
  * (05b24ff9b2cf "bpf: Prevent bpf program recursion for raw tracepoint probes").
  */
-#include "task.h"
+#include "watch.h"
 #include "compat_slab.h"
 
 EBPFMETRICS_LICENSE;
@@ -26,6 +26,7 @@ enum slab_loss {
 	SLAB_LOSS_ADDRESS_MAP_FULL, /* `addresses` full: the free of this one will be unknown */
 	SLAB_LOSS_ADDRESS_MAP_BUSY, /* as full, but because an interrupt came between */
 	SLAB_LOSS_EXIT_STATE_FULL, /* `ending` full: little is known of a process that ended */
+	SLAB_LOSS_WATCH_TABLE_FULL, /* `watched` full: a process of a tree, and what it starts */
 	SLAB_LOSSES,
 };
 
@@ -173,7 +174,46 @@ struct slab_who {
 	u64 signal;
 	u32 tgid; /* 0: nobody, the CPU is idle */
 	u32 born;
+	bool unwatched; /* then only the pid is known */
 };
+
+/*
+ * The process that ran on a CPU when a hook asked last, and in the lowest bit whether it
+ * is listed, which never changes: most events need no look into the list. One writer
+ * each, whole words.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} asked_last SEC(".maps");
+
+static __always_inline bool is_listed(u32 tgid, u64 start_ns)
+{
+	u64 process = (start_ns ^ (u64)tgid << 40) << 1, *last, *listed;
+	bool is_it;
+	u32 zero = 0;
+
+	last = bpf_map_lookup_elem(&asked_last, &zero);
+	if (last && (*last & ~1ULL) == process)
+		return *last & 1;
+	listed = bpf_map_lookup_elem(&watched, &tgid);
+	is_it = listed && *listed == start_ns;
+	if (last)
+		*last = process | is_it;
+	return is_it;
+}
+
+/* Who runs now, by `rarely` as for FOLLOW(). */
+static __always_inline bool is_unwatched(bool rarely, struct task_struct *task, u32 tgid)
+{
+	if (watch_mode == WATCH_ALL || !tgid)
+		return false;
+	if (watch_mode == WATCH_CGROUP)
+		return !is_in_watched_cgroup(rarely, task);
+	return !is_listed(tgid, FOLLOW(rarely, task, group_leader, start_boottime));
+}
 
 static __always_inline void read_who(struct slab_who *who)
 {
@@ -181,6 +221,9 @@ static __always_inline void read_who(struct slab_who *who)
 		struct task_struct *task = (void *)bpf_get_current_task_btf();
 
 		who->tgid = task->tgid;
+		who->unwatched = is_unwatched(false, task, who->tgid);
+		if (who->unwatched)
+			return;
 		who->signal = (u64)task->signal;
 		if (track_addresses)
 			who->born = task->group_leader->start_boottime;
@@ -188,6 +231,9 @@ static __always_inline void read_who(struct slab_who *who)
 		struct task_struct *task = (void *)bpf_get_current_task();
 
 		who->tgid = bpf_get_current_pid_tgid() >> 32;
+		who->unwatched = is_unwatched(true, task, who->tgid);
+		if (who->unwatched)
+			return;
 		bpf_core_read(&who->signal, sizeof(who->signal), &task->signal);
 		if (track_addresses)
 			who->born = BPF_CORE_READ(task, group_leader, start_boottime);
@@ -315,19 +361,21 @@ static __noinline int remember(u64 address, u64 bytes, const struct slab_who *wh
 	return 0;
 }
 
-/* Looks up who allocated what is freed, and settles it with both. */
+/*
+ * Looks up who allocated what is freed, and settles it with both; with the
+ * allocator alone if who frees it is not watched.
+ */
 static __noinline int settle(u64 address, const struct slab_who *who)
 {
-	struct slab_tally_record *freer = tally_of(who), *tally;
+	struct slab_tally_record *freer = who->unwatched ? NULL : tally_of(who), *tally;
 	struct slab_who allocator = {};
 	struct slab_address *entry;
 	u64 bytes;
 
-	if (!freer)
-		return 0;
 	entry = bpf_map_lookup_elem(&addresses, &address);
 	if (!entry || !entry->bytes) {
-		ADD(freer->counters.unknown_frees, 1);
+		if (freer)
+			ADD(freer->counters.unknown_frees, 1);
 		return 0;
 	}
 	allocator.signal = entry->signal;
@@ -336,13 +384,15 @@ static __noinline int settle(u64 address, const struct slab_who *who)
 	bytes = entry->bytes;
 	if (bpf_map_delete_elem(&addresses, &address))
 		entry->bytes = 0; /* an interrupt held its bucket: settled, though still there */
-	ADD(freer->counters.freed_bytes, bytes);
-	if (allocator.signal == who->signal && allocator.tgid == who->tgid &&
+	if (freer)
+		ADD(freer->counters.freed_bytes, bytes);
+	if (freer && allocator.signal == who->signal && allocator.tgid == who->tgid &&
 	    allocator.born == who->born) {
 		ADD(freer->counters.released_bytes, bytes);
 		return 0;
 	}
-	ADD(freer->counters.cross_process_frees, 1);
+	if (freer)
+		ADD(freer->counters.cross_process_frees, 1);
 	tally = tally_of_allocator(&allocator);
 	if (tally) {
 		ADD(tally->counters.released_bytes, bytes);
@@ -359,6 +409,8 @@ static __always_inline int on_alloc(u64 address, u64 bytes)
 	if (address <= ZERO_SIZE_PTR) /* failed */
 		return 0;
 	read_who(&who);
+	if (who.unwatched)
+		return 0;
 	tally = tally_of(&who);
 	if (tally) {
 		ADD(tally->counters.allocations, 1);
@@ -379,11 +431,13 @@ static __always_inline int on_free(u64 address)
 	if (address <= ZERO_SIZE_PTR) /* kfree(NULL) is common, and frees nothing */
 		return 0;
 	read_who(&who);
-	tally = tally_of(&who);
-	if (tally)
-		ADD(tally->counters.frees, 1);
-	else
-		count_loss(SLAB_LOSS_PROCESS_TABLE_FULL);
+	if (!who.unwatched) {
+		tally = tally_of(&who);
+		if (tally)
+			ADD(tally->counters.frees, 1);
+		else
+			count_loss(SLAB_LOSS_PROCESS_TABLE_FULL);
+	}
 	if (track_addresses)
 		settle(address, &who);
 	return 0;
@@ -504,7 +558,7 @@ int slab_tasks(struct bpf_iter__task *ctx)
 	if (!task)
 		return 0;
 	/* counted by process: its leader stands for it */
-	if (task->pid != task->tgid || !read_about_at_exit(&r.about, task))
+	if (task->pid != task->tgid || !is_watched(task) || !read_about_at_exit(&r.about, task))
 		HAND_ON(ctx);
 	r.head = RECORD_HEAD(RECORD_PROCESS, r);
 	read_who_is(&who, task);
@@ -513,6 +567,14 @@ int slab_tasks(struct bpf_iter__task *ctx)
 		HAND_ON(ctx);
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 	HAND_ON(ctx);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(watch_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (!watch_child(parent, child))
+		count_loss(SLAB_LOSS_WATCH_TABLE_FULL);
+	return 0;
 }
 
 /*
@@ -527,6 +589,8 @@ int BPF_PROG(slab_exit, struct task_struct *task)
 	struct slab_tally_record *tally;
 	struct slab_who who = {};
 
+	if (!is_watched_as(task, task->tgid))
+		return 0;
 	/* the leader may be gone soon, but not yet */
 	read_who_is(&who, task);
 	if (track_addresses)
@@ -562,10 +626,15 @@ int BPF_PROG(slab_release, struct task_struct *task)
 
 	if (task->pid != task->tgid)
 		return 0;
+	forget_watched(task);
+	read_who_is(&who, task);
 	last = bpf_map_lookup_elem(&ending, &key);
+	if (!last && watch_mode != WATCH_ALL) {
+		forget(&who); /* it may have been watched, in another cgroup */
+		return 0;
+	}
 	if (last)
 		r = *last;
-	read_who_is(&who, task);
 	r.head = RECORD_HEAD(RECORD_PROCESS, r);
 	read_about_released(&r.about, task);
 	r.about.threads = read_counters(&counters, &who);

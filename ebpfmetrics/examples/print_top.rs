@@ -5,16 +5,23 @@
 //! cargo run --release --example print_top -- --interval 500ms --sort wait
 //! cargo run --release --example print_top -- --sort mem --limit 20
 //! cargo run --release --example print_top -- --json --count 3
+//! cargo run --release --example print_top -- --cgroup
+//! cargo run --release --example print_top -- --watch -- make -j4
 //! ```
 //!
 //! It needs `CAP_BPF` and `CAP_PERFMON`, or root; without, it says what is missing
 //! and `--preflight` says it in full. Percentages are of one CPU unless they say
 //! otherwise: 100 is one CPU busy. Memory is in MiB: what is resident now, and the most
-//! that was in the interval; disks in MiB per second. Where the output is no terminal, the tables
-//! follow one another, without colours.
+//! that was in the interval; disks in MiB per second. Where the output is no terminal,
+//! the tables follow one another, without colours.
 //!
-//! The exit code is 0 after the last interval, on Ctrl-C and when the reader of
-//! the output closes its pipe, 1 on an error and 2 on wrong arguments.
+//! With `--watch` nothing but the command and what it starts is measured: who else runs
+//! on the machine costs next to nothing. What the command prints goes to standard error,
+//! the tables follow one another and end with it; with a long interval there is one, of
+//! all that it did.
+//!
+//! The exit code is that of a command, and else 0 after the last interval, on Ctrl-C and
+//! when the reader of the output closes its pipe, 1 on an error and 2 on wrong arguments.
 
 #[path = "print_top/screen.rs"]
 mod screen;
@@ -22,15 +29,18 @@ mod screen;
 mod table;
 
 use std::{
-    io::{self, IsTerminal, Write, stdout},
-    process::{self, ExitCode},
+    io::{self, IsTerminal, Write, stderr, stdout},
+    os::unix::process::ExitStatusExt,
+    process::{self, Child, Command, ExitCode, ExitStatus},
+    thread,
 };
 
 use clap::{Parser, ValueEnum};
-use crossbeam_channel::{bounded, select, tick};
+use crossbeam_channel::{Receiver, bounded, never, select, tick};
 use ebpfmetrics::{
-    CpuAccounting, CpuProbe, CpuSnapshot, Degraded, DiskProbe, DiskSnapshot, Joined,
-    JoinedSnapshot, Kernel, MemProbe, MemSnapshot, Probe, ProcessId, ProcessTree, Window,
+    CgroupHierarchy, CpuAccounting, CpuProbe, CpuSnapshot, Degraded, DiskProbe, DiskSnapshot,
+    Joined, JoinedSnapshot, Kernel, MemProbe, MemSnapshot, Probe, ProcessId, ProcessTree, Watch,
+    Window,
 };
 
 use screen::Screen;
@@ -64,6 +74,17 @@ struct Options {
     /// Shows this process and all that it starts, those that have exited too.
     #[arg(long, value_name = "PID", conflicts_with = "pid")]
     tree: Option<u32>,
+    /// Measures a command alone, with all that it starts, until it ends.
+    #[arg(long, requires = "command", conflicts_with_all = ["pid", "tree", "count", "once"])]
+    watch: bool,
+    /// The command, behind `--`.
+    #[arg(last = true, requires = "watch")]
+    command: Vec<String>,
+    /// Shows cgroups instead of processes; of a controller's hierarchy where one is named,
+    /// such as memory, of the one that is mounted else.
+    #[arg(long, value_name = "CONTROLLER", num_args = 0..=1, require_equals = true)]
+    #[arg(conflicts_with_all = ["threads", "json"])]
+    cgroup: Option<Option<String>>,
     /// Shows threads, and processes that have exited.
     #[arg(long)]
     threads: bool,
@@ -143,45 +164,85 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Accounting::Ledger => CpuAccounting::Ledger,
         Accounting::SchedSwitch => CpuAccounting::SchedSwitch,
     };
-    let kernel = Kernel::read()?;
+    let mut kernel = Kernel::read()?;
+    if let Some(Some(controller)) = &options.cgroup {
+        kernel = kernel.with_cgroup_hierarchy(CgroupHierarchy::controller(controller))?;
+    }
+    // The command is a child of ours: it is watched from its very first moment.
+    let watch = if options.watch { Watch::Tree(process::id()) } else { Watch::All };
     let cpu = CpuProbe::builder().accounting(accounting).threads(options.threads);
     let probes = (
-        cpu.load_on(&kernel)?,
-        MemProbe::builder().load_on(&kernel)?,
-        DiskProbe::builder().load_on(&kernel)?,
+        cpu.watch(watch.clone()).load_on(&kernel)?,
+        MemProbe::builder().watch(watch.clone()).load_on(&kernel)?,
+        DiskProbe::builder().watch(watch).load_on(&kernel)?,
     );
+    let hierarchy = options.cgroup.as_ref().map(|_| kernel.cgroup_hierarchy().clone());
     drop(kernel);
     let mut probe = Joined::new(probes)?;
     let degraded = probe.health()?.degraded;
     let intervals = if options.once { 1 } else { options.count.unwrap_or(u64::MAX) };
-    let live = intervals > 1 && !options.json && stdout().is_terminal();
+    let live = intervals > 1 && !options.json && !options.watch && stdout().is_terminal();
     let mut screen = live.then(Screen::enter).transpose()?;
-    let mut tree = options.tree.map(ProcessTree::of);
+    let mut shown = Shown {
+        options,
+        tree: options.tree.map(ProcessTree::of),
+        hierarchy,
+        degraded: &degraded,
+        screen: screen.as_mut(),
+    };
+    let ended = match options.command.split_first() {
+        Some((program, arguments)) => {
+            end_of(Command::new(program).args(arguments).stdout(stderr()).spawn()?)
+        }
+        None => never(),
+    };
     let ticks = tick(options.interval.into());
     for _ in 0..intervals {
         select! {
-            recv(ticks) -> _ => {
-                show(probe.reset()?, options, tree.as_mut(), &degraded, screen.as_mut())?;
+            recv(ticks) -> _ => show(probe.reset()?, &mut shown)?,
+            recv(ended) -> status => {
+                show(probe.reset()?, &mut shown)?;
+                return Ok(exit_code(status??));
             }
-            recv(stopped) -> _ => break,
+            // The terminal tells the command, too.
+            recv(stopped) -> _ => if !options.watch { break },
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(
-    mut interval: Interval,
-    options: &Options,
-    mut tree: Option<&mut ProcessTree>,
-    degraded: &[Degraded],
-    screen: Option<&mut Screen>,
-) -> anyhow::Result<()> {
-    let header = header(&interval, degraded); // Of the machine, whatever is listed below it.
-    if let Some(tree) = &mut tree {
+/// Tells when a child has ended, and how.
+fn end_of(mut child: Child) -> Receiver<io::Result<ExitStatus>> {
+    let (tell, told) = bounded(1);
+    thread::spawn(move || tell.send(child.wait()));
+    told
+}
+
+/// As a shell tells it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or(status.signal().map(|signal| 128 + signal));
+    ExitCode::from(code.unwrap_or(1) as u8)
+}
+
+/// How intervals are shown.
+struct Shown<'a> {
+    options: &'a Options,
+    tree: Option<ProcessTree>,
+    hierarchy: Option<CgroupHierarchy>,
+    degraded: &'a [Degraded],
+    screen: Option<&'a mut Screen>,
+}
+
+fn show(mut interval: Interval, shown: &mut Shown<'_>) -> anyhow::Result<()> {
+    let Shown { options, tree, hierarchy, degraded, screen } = shown;
+    // Of the machine, whatever is listed below it; or of a command, without ourselves.
+    let of_machine = (!options.watch).then(|| header(&interval, degraded));
+    if let Some(tree) = tree {
         tree.group(&interval.parts.0);
     }
-    let shown = |id: ProcessId| match &tree {
+    let shown = |id: ProcessId| match &*tree {
         Some(tree) => tree.contains(id),
+        None if options.watch => id.pid != process::id(),
         None => options.pid.is_empty() || options.pid.contains(&id.pid),
     };
     let (cpu, mem, disk) = &mut interval.parts;
@@ -194,9 +255,10 @@ fn show(
         writeln!(stdout(), "{}", serde_json::to_string(&line)?)?;
         return Ok(());
     }
+    let header = of_machine.unwrap_or_else(|| header(&interval, degraded));
     let room = screen.as_ref().map_or(usize::MAX, |screen| screen.height());
     let limit = options.limit.unwrap_or(usize::MAX).min(room);
-    let text = header + &table(&interval, options, limit);
+    let text = header + &table(&interval, options, hierarchy.as_ref(), limit);
     match screen {
         Some(screen) => screen.draw(&text)?,
         None => write!(stdout(), "{text}")?,

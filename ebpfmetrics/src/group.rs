@@ -1,11 +1,6 @@
 //! Processes taken together: by cgroup, by tree, by user, by the caller's key.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::{ProcessId, ProcessRow, ProcessRows, Usage};
 
@@ -163,72 +158,6 @@ impl ProcessTree {
     }
 }
 
-/// The paths of cgroups by the ids that rows have.
-///
-/// The id is the inode of the cgroup's directory in the unified hierarchy (cgroup v2,
-/// alone or beside v1). Read it again when an id is unknown: cgroups come and go.
-///
-/// ```
-/// let cgroups = ebpfmetrics::Cgroups::read();
-/// println!("{} cgroups, 1 is {:?}", cgroups.len(), cgroups.path(1));
-/// ```
-#[derive(Clone, Debug, Default)]
-pub struct Cgroups {
-    paths: HashMap<u64, PathBuf>,
-}
-
-impl Cgroups {
-    /// Reads the directories of the unified hierarchy, wherever it is mounted; empty
-    /// where it is not.
-    pub fn read() -> Self {
-        let mut cgroups = Self::default();
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let mount = mounts.lines().find_map(|line| {
-            let mut fields = line.split(' ');
-            let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
-            (kind == "cgroup2").then(|| PathBuf::from(path.replace("\\040", " ")))
-        });
-        if let Some(mount) = mount {
-            // what is removed meanwhile is no loss
-            let _ = cgroups.add(&mount, &mount);
-        }
-        cgroups
-    }
-
-    fn add(&mut self, mount: &Path, directory: &Path) -> io::Result<()> {
-        let inode = fs::metadata(directory)?.ino();
-        let path = Path::new("/").join(directory.strip_prefix(mount).unwrap_or(directory));
-        self.paths.insert(inode, path);
-        for entry in fs::read_dir(directory)?.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let _ = self.add(mount, &entry.path());
-            }
-        }
-        Ok(())
-    }
-
-    /// The path of a cgroup below the root of its hierarchy, as in
-    /// `/proc/PID/cgroup`.
-    pub fn path(&self, id: u64) -> Option<&Path> {
-        self.paths.get(&id).map(PathBuf::as_path)
-    }
-
-    /// The id of the cgroup at a path, as in `/proc/PID/cgroup`.
-    pub fn id(&self, path: &Path) -> Option<u64> {
-        self.paths.iter().find(|(_, known)| *known == path).map(|(id, _)| *id)
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.paths.len()
-    }
-
-    /// Whether there is none: no cgroup v2 is mounted.
-    pub fn is_empty(&self) -> bool {
-        self.paths.is_empty()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -301,14 +230,5 @@ mod tests {
         assert!(at(FORGET_AFTER_NS));
         assert!(!at(FORGET_AFTER_NS + 1));
         assert!(tree.contains(ProcessId { pid: 10, start_time_ns: 1 }));
-    }
-
-    #[test]
-    fn every_cgroup_of_this_machine_has_a_path() {
-        let cgroups = Cgroups::read();
-        if let Some(root) = cgroups.path(1) {
-            assert_eq!(root, Path::new("/"));
-            assert_eq!(cgroups.id(root), Some(1));
-        }
     }
 }

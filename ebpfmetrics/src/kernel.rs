@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, fmt, io};
 
 use crate::{
-    Error, ErrorKind, Requirements, Result,
+    CgroupHierarchy, Error, ErrorKind, Requirements, Result,
     btf::Btf,
     sys::{self, Contents},
 };
@@ -26,6 +26,9 @@ pub(crate) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// ```
 pub struct Kernel {
     btf: Option<Btf<Contents>>,
+    cgroup_hierarchy: CgroupHierarchy,
+    /// The controller's number, -1 for the unified hierarchy.
+    cgroup_hierarchy_number: i32,
 }
 
 impl Kernel {
@@ -53,11 +56,49 @@ impl Kernel {
         let btf = Btf::parse(bytes).ok_or_else(|| {
             Error::new(ErrorKind::BtfMissing, format!("{BTF_PATH} is not BTF as known here"))
         })?;
-        Ok(Self { btf: Some(btf) })
+        let mounted = CgroupHierarchy::mounted();
+        // a controller that the BTF does not know of is no reason not to measure
+        let known = number_of(&mounted, &btf).map(|number| (mounted, number));
+        let (cgroup_hierarchy, cgroup_hierarchy_number) =
+            known.unwrap_or((CgroupHierarchy::Unified, UNIFIED));
+        Ok(Self { btf: Some(btf), cgroup_hierarchy, cgroup_hierarchy_number })
     }
 
     pub(crate) fn btf(&self) -> &Btf<Contents> {
         self.btf.as_ref().expect("there until drop")
+    }
+
+    /// The hierarchy that the cgroup ids of probes loaded on this are of:
+    /// [`CgroupHierarchy::mounted`] unless set.
+    pub fn cgroup_hierarchy(&self) -> &CgroupHierarchy {
+        &self.cgroup_hierarchy
+    }
+
+    /// Sets the hierarchy that cgroup ids are of.
+    ///
+    /// ```no_run
+    /// use ebpfmetrics::{CgroupHierarchy, Cgroups, CpuProbe, Kernel};
+    ///
+    /// let kernel = Kernel::read()?.with_cgroup_hierarchy(CgroupHierarchy::controller("memory"))?;
+    /// let probe = CpuProbe::builder().load_on(&kernel)?;
+    /// let paths = Cgroups::of(kernel.cgroup_hierarchy());
+    /// # Ok::<(), ebpfmetrics::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] if the kernel has no such controller.
+    pub fn with_cgroup_hierarchy(mut self, hierarchy: CgroupHierarchy) -> Result<Self> {
+        let number = number_of(&hierarchy, self.btf()).ok_or_else(|| {
+            let text = format!("this kernel has no cgroup controller {hierarchy}");
+            Error::new(ErrorKind::InvalidOption, text)
+        });
+        self.cgroup_hierarchy_number = number?;
+        self.cgroup_hierarchy = hierarchy;
+        Ok(self)
+    }
+
+    pub(crate) fn cgroup_hierarchy_number(&self) -> i32 {
+        self.cgroup_hierarchy_number
     }
 
     /// Whether the kernel has a tracepoint that programs can attach to by type.
@@ -90,6 +131,17 @@ impl Kernel {
     }
 }
 
+/// `UNIFIED_HIERARCHY`
+const UNIFIED: i32 = -1;
+
+/// What the kernel side calls a hierarchy: the number of its controller.
+fn number_of(hierarchy: &CgroupHierarchy, btf: &Btf<Contents>) -> Option<i32> {
+    let Some(controller) = hierarchy.enumerator() else { return Some(UNIFIED) };
+    let controllers = btf.enumerators("cgroup_subsys_id")?;
+    let number = controllers.into_iter().find(|(name, _)| *name == controller)?.1;
+    Some(number as i32)
+}
+
 impl Drop for Kernel {
     fn drop(&mut self) {
         self.btf = None;
@@ -113,6 +165,18 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::BtfMissing);
         let text = error.to_string();
         assert!(text.contains(BTF_PATH) && text.contains("CONFIG_DEBUG_INFO_BTF"), "{text}");
+    }
+
+    #[test]
+    fn a_hierarchy_is_known_by_its_controllers_number() {
+        let with = |name| Kernel::read().unwrap().with_cgroup_hierarchy(name);
+        assert_eq!(with(CgroupHierarchy::Unified).unwrap().cgroup_hierarchy_number(), UNIFIED);
+        let number =
+            |name| with(CgroupHierarchy::controller(name)).unwrap().cgroup_hierarchy_number();
+        assert!(number("memory") >= 0 && number("blkio") >= 0);
+        assert_ne!(number("memory"), number("pids"));
+        let error = with(CgroupHierarchy::controller("none")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
     }
 
     #[test]

@@ -212,6 +212,13 @@ pub struct Ledger<T: Totals> {
     /// When the probe first looked, `CLOCK_BOOTTIME`. Who started before and was
     /// not alive then has ended before.
     began_ns: u64,
+    /// Whether processes come in that have been there before: what they did until they
+    /// are first seen is then no part of the window.
+    pub(crate) admits_late: bool,
+    /// The last walk, on the same clock.
+    looked_ns: u64,
+    /// How far `CLOCK_BOOTTIME` is ahead of `CLOCK_MONOTONIC`, at least.
+    boottime_ahead_ns: u64,
     /// Processes of the window that ended without a final record: a loss.
     pub exit_record_missing: u64,
 }
@@ -227,13 +234,17 @@ impl<T: Totals> Ledger<T> {
             kernel_folded: Folded::default(),
             max_exited,
             began_ns,
+            admits_late: false,
+            looked_ns: began_ns,
+            boottime_ahead_ns: 0,
             exit_record_missing: 0,
         }
     }
 
     /// As [`new`](Self::new), beginning now.
     pub fn begin(max_exited: usize) -> Self {
-        Self::new(max_exited, sys::boottime_ns())
+        let boottime_ahead_ns = sys::boottime_ns().saturating_sub(sys::monotonic_ns());
+        Self { boottime_ahead_ns, ..Self::new(max_exited, sys::boottime_ns()) }
     }
 
     /// Starts a new window with what is known now.
@@ -320,11 +331,21 @@ impl<T: Totals> Ledger<T> {
             known.gauges = T::follow(&gauges, known.gauges);
             if let Some(before) = before {
                 (known.last, known.baseline) = (before.last, before.baseline);
+            } else if self.came_late(known.id) {
+                known.baseline = totals;
             }
             known.last = known.last.advance(&totals);
             self.known.push(known);
         }
         self.known.extend(before.map(|gone| vanished(gone, now_ns)));
+        self.looked_ns = now_ns + self.boottime_ahead_ns;
+    }
+
+    /// Whether a process that is not known was there at the last walk all the same.
+    fn came_late(&self, process: ProcessId) -> bool {
+        /// Being started, it has a start time before the walk can see it.
+        const STARTING_NS: u64 = 100_000_000;
+        self.admits_late && process.start_time_ns + STARTING_NS < self.looked_ns
     }
 
     /// Takes in final records of processes.
@@ -338,7 +359,13 @@ impl<T: Totals> Ledger<T> {
                 }
                 // ended before, but is released only now
                 Err(_) if record.id.start_time_ns < self.began_ns => continue,
-                Err(_) => Known::new(record.clone()),
+                Err(_) => {
+                    let baseline = match self.came_late(record.id) {
+                        true => record.totals,
+                        false => T::default(),
+                    };
+                    Known { baseline, ..Known::new(record.clone()) }
+                }
             };
             self.settle(known.end(record));
         }
@@ -557,6 +584,25 @@ mod tests {
         assert_eq!(rows(&ledger), [(1, 10, 30, false), (5, 50, 0, false), (9, 90, 4, false)]);
         ledger.live(vec![reading(1, 10, 120), reading(5, 50, 9), reading(9, 90, 4)], 2);
         assert_eq!(rows(&ledger), [(1, 10, 30, false), (5, 50, 2, false), (9, 90, 4, false)]);
+    }
+
+    #[test]
+    fn who_comes_late_counts_from_then_on() {
+        const SECOND: u64 = 1_000_000_000;
+        let mut ledger = Ledger::new(9, 0);
+        ledger.admits_late = true;
+        ledger.live(vec![reading(1, 10, 100)], 10 * SECOND);
+        // 2 was there before; 3 had just begun to start
+        let just = 10 * SECOND - 1_000_000;
+        ledger
+            .live(vec![reading(1, 10, 110), reading(2, 20, 70), reading(3, just, 5)], 11 * SECOND);
+        let counters: Vec<_> = rows(&ledger).into_iter().map(|row| (row.0, row.2)).collect();
+        assert_eq!(counters, [(1, 110), (2, 0), (3, 5)]);
+        ledger.live(vec![reading(1, 10, 110), reading(2, 20, 75)], 12 * SECOND);
+        assert_eq!(rows(&ledger)[1], (2, 20, 5, false));
+        // and ended before the next walk
+        ledger.ended([reading(5, 50, 1000)]);
+        assert_eq!(rows(&ledger).last(), Some(&(5, 50, 0, true)));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod async_stream;
 mod bpf;
 mod btf;
+mod cgroup;
 mod error;
 mod group;
 mod histogram;
@@ -29,8 +30,9 @@ mod watch;
 
 #[cfg(feature = "tokio")]
 pub use async_stream::IntervalStream;
+pub use cgroup::{CgroupHierarchy, Cgroups};
 pub use error::{Error, ErrorKind, Result};
-pub use group::{Cgroups, Group, Groups, ProcessTree, group_by};
+pub use group::{Group, Groups, ProcessTree, group_by};
 pub use histogram::{Bucket, Histogram};
 pub use join::{Join, Joined, JoinedProcess, JoinedSnapshot};
 pub use kernel::Kernel;

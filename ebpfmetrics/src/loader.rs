@@ -135,6 +135,8 @@ impl Loader {
         let mut globals: std::collections::HashMap<&str, (&[u8], bool)> =
             self.globals.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect();
         globals.insert("stream", (bytemuck::bytes_of(&stream), false));
+        let hierarchy = kernel.cgroup_hierarchy_number();
+        globals.insert("cgroup_hierarchy", (bytemuck::bytes_of(&hierarchy), false));
         object.patch_map_data(globals)?;
 
         let features = aya::features();

@@ -46,8 +46,9 @@ pub struct ProcessInfo {
     pub namespace_pid: u32,
     /// The user it runs as (real user id in the initial user namespace).
     pub uid: u32,
-    /// The cgroup v2 it is in: the inode of its directory in the cgroup file
-    /// system. 1 is the root, where all are on hosts that use only v1.
+    /// The cgroup it is in, of the [hierarchy](crate::Kernel::cgroup_hierarchy) that the
+    /// probe was loaded with: the inode of its directory, 1 for the root. See
+    /// [`Cgroups`](crate::Cgroups) for its path.
     pub cgroup_id: Option<u64>,
     /// Threads alive, or the number of threads that exited if the process has.
     pub threads: u32,

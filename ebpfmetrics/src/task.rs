@@ -17,6 +17,7 @@ record! {
 
 record! {
     /// The key of a process in maps.
+    #[derive(PartialEq, Eq, Hash)]
     pub struct ProcessKey = "process_key" {
         start_ns: u64,
         tgid: u32,

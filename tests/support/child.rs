@@ -151,17 +151,31 @@ pub fn fork_and_wait(pid: Option<u32>, child: impl FnOnce()) -> io::Result<(u32,
     if forked < 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok((forked as u32, wait_for(forked as u32)?))
+}
+
+/// Waits for a child to end; returns what it used by wait4's rusage, in ns.
+#[expect(unsafe_code, reason = "wait4(2) tells what that one child used")]
+pub fn wait_for(pid: u32) -> io::Result<u64> {
     // SAFETY: wait4 fills in what it is given.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
-        let waited = libc::wait4(forked as libc::pid_t, std::ptr::null_mut(), 0, &raw mut usage);
+        let waited = libc::wait4(pid as libc::pid_t, std::ptr::null_mut(), 0, &raw mut usage);
         if waited < 0 {
             return Err(io::Error::last_os_error());
         }
         usage
     };
     let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
-    Ok((forked as u32, ns(usage.ru_utime) + ns(usage.ru_stime)))
+    Ok(ns(usage.ru_utime) + ns(usage.ru_stime))
+}
+
+/// From here on processes whose parents end become children of this process, if they
+/// descend from it.
+#[expect(unsafe_code, reason = "prctl(2)")]
+pub fn adopt_orphans() {
+    // SAFETY: no memory is involved.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
 }
 
 /// What the kernel says of all children that have been waited for.

@@ -14,8 +14,8 @@ mod slab_trace;
 mod swap;
 
 pub use child::{
-    ChildrenUsage, Unchecked, Workload, die_with_parent, exit_thread, fork_and_wait,
-    in_pid_namespace, rusage_of_children,
+    ChildrenUsage, Unchecked, Workload, adopt_orphans, die_with_parent, exit_thread, fork_and_wait,
+    in_pid_namespace, rusage_of_children, wait_for,
 };
 pub use disk::{
     Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Swap, Zram, device_id, device_name,
@@ -29,6 +29,6 @@ pub use oracle::{
     process_cpu_ns, schedstat, schedstat_of_thread, status_field, thread_cpu_ns, thread_ids,
     total_idle,
 };
-pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock};
+pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock, mount_cgroups};
 pub use slab_trace::{SlabEvent, SlabTrace};
 pub use swap::SwapFile;

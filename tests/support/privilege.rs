@@ -69,11 +69,46 @@ pub(crate) fn make_mounts_private() -> io::Result<()> {
     check(unsafe { libc::mount(null, c"/".as_ptr(), null, flags, null.cast()) })
 }
 
-#[expect(unsafe_code, reason = "mount(2)")]
 pub(crate) fn mount(kind: &str, path: &str) -> io::Result<()> {
-    let (kind, path) = (CString::new(kind)?, CString::new(path)?);
+    mount_with(kind, path, "")
+}
+
+/// Mounts a file system of its own with options of its own.
+#[expect(unsafe_code, reason = "mount(2)")]
+pub(crate) fn mount_with(kind: &str, path: &str, options: &str) -> io::Result<()> {
+    let [kind, path, options] = [kind, path, options].map(CString::new);
+    let (kind, path, options) = (kind?, path?, options?);
+    let data = options.as_ptr().cast();
     // SAFETY: strings that outlive the call.
-    check(unsafe { libc::mount(kind.as_ptr(), path.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) })
+    check(unsafe { libc::mount(kind.as_ptr(), path.as_ptr(), kind.as_ptr(), 0, data) })
+}
+
+/// Gives this process mounts of its own, with some cgroup file systems alone: each a
+/// directory below `/sys/fs/cgroup`, and the controller that it is of, or `None` for
+/// the unified hierarchy.
+#[expect(unsafe_code, reason = "unshare(2)")]
+pub fn mount_cgroups(mounts: &[(&str, Option<&str>)]) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    make_mounts_private()?;
+    // what is there is left behind below it
+    let mounted = std::fs::read_to_string("/proc/self/mounts")?;
+    let is_cgroup = |line: &&str| matches!(line.split(' ').nth(2), Some("cgroup" | "cgroup2"));
+    for line in mounted.lines().filter(is_cgroup) {
+        let path = CString::new(line.split(' ').nth(1).unwrap_or_default())?;
+        // SAFETY: a string that outlives the call.
+        check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) })?;
+    }
+    mount("tmpfs", "/sys/fs/cgroup")?;
+    for (directory, controller) in mounts {
+        let path = format!("/sys/fs/cgroup/{directory}");
+        std::fs::create_dir(&path)?;
+        match controller {
+            None => mount("cgroup2", &path)?,
+            Some(controller) => mount_with("cgroup", &path, controller)?,
+        }
+    }
+    Ok(())
 }
 
 fn check(result: i32) -> io::Result<()> {

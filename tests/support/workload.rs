@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[path = "cgroup_worker.rs"]
+mod cgroup_worker;
 #[path = "memory_worker.rs"]
 mod memory_worker;
 #[path = "slab_worker.rs"]
@@ -43,6 +45,16 @@ enum Work {
     /// A child, and another with the same pid once it is gone; each spins for so
     /// many ms. Tells the pid, then what each used in ns.
     ReusePid { first_ms: u64, second_ms: u64 },
+    /// On each line of input a child that starts an orphan and ends; tells both pids.
+    Orphans { spin_ms: u64 },
+    /// Waits for its parent's end, spins for so many ms, and ends.
+    Orphan { parent: u32, spin_ms: u64 },
+    /// In mounts of its own with some hierarchies of cgroups, a cgroup in each; see
+    /// `cgroup_worker`.
+    Cgroups {
+        /// `NAME=CONTROLLER`, or `NAME` for the unified hierarchy.
+        mounts: Vec<String>,
+    },
     /// Executes itself as `work-after`, on a line of input, and spins.
     Exec,
     /// Ends its first thread while another goes on to spin.
@@ -90,8 +102,11 @@ enum Place {
 }
 
 fn main() -> anyhow::Result<()> {
-    suite::die_with_parent();
-    match Work::parse() {
+    let work = Work::parse();
+    if !matches!(work, Work::Orphan { .. }) {
+        suite::die_with_parent();
+    }
+    match work {
         Work::Spin { threads } => {
             for _ in 1..threads {
                 thread::spawn(spin);
@@ -144,6 +159,12 @@ fn main() -> anyhow::Result<()> {
                 thread::park();
             }
         }
+        Work::Orphans { spin_ms } => orphans(spin_ms),
+        Work::Orphan { parent, spin_ms } => {
+            orphan(parent, Duration::from_millis(spin_ms));
+            Ok(())
+        }
+        Work::Cgroups { mounts } => cgroup_worker::work(&mounts),
         Work::Exec => {
             tell("before")?;
             spin_for(Duration::from_millis(20));
@@ -203,6 +224,27 @@ fn spin_for(time: Duration) {
             return;
         }
     }
+}
+
+fn orphans(spin_ms: u64) -> anyhow::Result<()> {
+    tell("waiting")?;
+    for line in io::stdin().lines() {
+        line?;
+        suite::fork_and_wait(None, || {
+            let parent = std::process::id();
+            let arguments = ["orphan".into(), parent.to_string(), spin_ms.to_string()];
+            let orphan = Command::new("/proc/self/exe").args(arguments).spawn();
+            tell(&format!("{parent} {}", orphan.expect("a start").id())).expect("the test reads");
+        })?;
+    }
+    Ok(())
+}
+
+fn orphan(parent: u32, spin: Duration) {
+    while std::os::unix::process::parent_id() == parent {
+        thread::sleep(Duration::from_millis(1));
+    }
+    spin_for(spin);
 }
 
 fn ping_pong() {

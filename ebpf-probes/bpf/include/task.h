@@ -41,6 +41,39 @@ struct {
 		return 0;                                                                          \
 	} while (0)
 
+#define UNIFIED_HIERARCHY (-1)
+
+/*
+ * Of which hierarchy of cgroups ids are: that of a controller, by its number in the
+ * kernel (cgroup v1), or the unified one (v2). Set before loading.
+ */
+const volatile s32 cgroup_hierarchy = UNIFIED_HIERARCHY;
+
+/*
+ * The cgroup of a task. `rarely` is a constant, as for FOLLOW(), and true where the
+ * pointer is not one that can be loaded from; a controller's is read by helpers.
+ */
+static __always_inline struct cgroup *cgroup_of(bool rarely, struct task_struct *task)
+{
+	struct cgroup_subsys_state *state = 0;
+	u64 address;
+
+	if (cgroup_hierarchy == UNIFIED_HIERARCHY)
+		return FOLLOW(rarely, task, cgroups, dfl_cgrp);
+	address = (u64)BPF_CORE_READ(task, cgroups) + bpf_core_field_offset(struct css_set, subsys);
+	address += (u64)cgroup_hierarchy * sizeof(state);
+	bpf_probe_read_kernel(&state, sizeof(state), (void *)address);
+	return BPF_CORE_READ(state, cgroup);
+}
+
+/* The id of what cgroup_of() returned. */
+static __always_inline u64 cgroup_id(bool rarely, struct cgroup *group)
+{
+	if (cgroup_hierarchy == UNIFIED_HIERARCHY)
+		return FOLLOW(rarely, group, kn, id);
+	return BPF_CORE_READ(group, kn, id);
+}
+
 enum about_flags {
 	ABOUT_KERNEL_THREAD = 1 << 0,
 	ABOUT_ENDED = 1 << 1, /* the whole process is gone: counters are its final totals */
@@ -80,7 +113,7 @@ static __always_inline bool read_about_if(bool rarely, struct task_about *about,
 	about->parent_tgid = FOLLOW(rarely, parent, tgid);
 	about->parent_start_ns = FOLLOW(rarely, parent, group_leader, start_boottime);
 	about->uid = FOLLOW(rarely, task, cred, uid.val);
-	about->cgroup_id = FOLLOW(rarely, task, cgroups, dfl_cgrp, kn, id);
+	about->cgroup_id = cgroup_id(rarely, cgroup_of(rarely, task));
 	about->namespace_pid = namespace_pid(rarely, task, about->tid);
 	if (task->flags & PF_KTHREAD)
 		about->flags |= ABOUT_KERNEL_THREAD;

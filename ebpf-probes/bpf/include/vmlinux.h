@@ -111,6 +111,7 @@ struct cgroup {
 };
 
 struct css_set {
+	struct cgroup_subsys_state *subsys[1]; /* as many as there are controllers */
 	struct cgroup *dfl_cgrp;
 };
 

@@ -2,6 +2,7 @@
 
 use std::{
     cmp::Reverse,
+    collections::BTreeSet,
     io::{IsTerminal, stdout},
     time::Duration,
 };
@@ -9,7 +10,8 @@ use std::{
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table, Width, presets};
 use crossterm::style::Stylize;
 use ebpfmetrics::{
-    Comm, CpuUsage, Degraded, DiskCounters, JoinedProcess, MemUsage, ProcessInfo, Window,
+    CgroupHierarchy, Cgroups, CpuUsage, Degraded, DiskCounters, Group, JoinedProcess, MemUsage,
+    ProcessInfo, Window, group_by,
 };
 
 use crate::{Interval, Options, Sort};
@@ -83,7 +85,69 @@ const COLUMNS: [(&str, u16); 13] = [
     ("COMM", 15),
 ];
 
-pub(crate) fn table(interval: &Interval, options: &Options, limit: usize) -> String {
+pub(crate) fn table(
+    interval: &Interval,
+    options: &Options,
+    cgroups_of: Option<&CgroupHierarchy>,
+    limit: usize,
+) -> String {
+    let mut rows = match cgroups_of {
+        Some(hierarchy) => cgroups(interval, &Cgroups::of(hierarchy)),
+        None => processes(interval, options),
+    };
+    rows.sort_by_key(|row| (Reverse(row.rank(options.sort)), row.pid));
+
+    let names = COLUMNS.map(|(name, _)| match name {
+        "THR" if options.threads => "TID",
+        "THR" if cgroups_of.is_some() => "PROCS",
+        "COMM" if cgroups_of.is_some() => "CGROUP",
+        name => name,
+    });
+    let mut table = Table::new();
+    table.style_text_only();
+    table
+        .load_preset(presets::NOTHING)
+        .set_header(names.map(|name| Cell::new(name).add_attribute(Attribute::Bold)))
+        .add_rows(rows.iter().take(limit).map(|row| row.cells(interval.window)));
+    for (column, (name, width)) in table.column_iter_mut().zip(COLUMNS) {
+        let side = if name == "COMM" { CellAlignment::Left } else { CellAlignment::Right };
+        column.set_padding((0, 1)).set_cell_alignment(side);
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + 1)));
+    }
+    table.trim_fmt() + "\n"
+}
+
+/// A row for each cgroup that has anybody or did anything.
+fn cgroups(interval: &Interval, cgroups: &Cgroups) -> Vec<Row> {
+    fn id(info: &ProcessInfo) -> Option<u64> {
+        Some(info.cgroup_id.unwrap_or_default()) // None has 0.
+    }
+    let (cpu, mem, disk) = &interval.parts;
+    let mut cpu = group_by(cpu, |row| id(&row.info)).groups;
+    let mut mem = group_by(mem, |row| id(&row.info)).groups;
+    let mut disk = group_by(disk, |row| id(&row.info)).groups;
+    let ids: BTreeSet<u64> = cpu.keys().chain(mem.keys()).chain(disk.keys()).copied().collect();
+    let row = |id: u64| {
+        let Group { usage, alive, .. } = cpu.remove(&id).unwrap_or_default();
+        Row {
+            pid: None,
+            count: alive.to_string(),
+            uid: None,
+            name: match cgroups.path(id) {
+                Some(path) => path.display().to_string(),
+                None if id == 0 => "not known".into(),
+                None => format!("cgroup {id}, gone"),
+            },
+            exited: alive == 0,
+            cpu: usage,
+            mem: mem.remove(&id).unwrap_or_default().usage,
+            disk: disk.remove(&id).unwrap_or_default().usage.total,
+        }
+    };
+    ids.into_iter().map(row).collect()
+}
+
+fn processes(interval: &Interval, options: &Options) -> Vec<Row> {
     let rows = interval.processes().map(|process| {
         let JoinedProcess { id, info, rows: (cpu, mem, disk), .. } = process;
         Row {
@@ -101,7 +165,7 @@ pub(crate) fn table(interval: &Interval, options: &Options, limit: usize) -> Str
             let pid = thread.process.pid;
             Some(Row {
                 count: thread.id.tid.to_string(),
-                comm: thread.comm,
+                name: thread.comm.to_string(),
                 cpu: thread.usage,
                 mem: mem.process(pid).map(|row| row.usage).unwrap_or_default(),
                 disk: disk.process(pid).map(|row| row.usage.total).unwrap_or_default(),
@@ -109,30 +173,15 @@ pub(crate) fn table(interval: &Interval, options: &Options, limit: usize) -> Str
             })
         }));
     }
-    rows.sort_by_key(|row| (Reverse(row.rank(options.sort)), row.pid));
-
-    let names =
-        COLUMNS.map(|(name, _)| if options.threads && name == "THR" { "TID" } else { name });
-    let mut table = Table::new();
-    table.style_text_only();
-    table
-        .load_preset(presets::NOTHING)
-        .set_header(names.map(|name| Cell::new(name).add_attribute(Attribute::Bold)))
-        .add_rows(rows.iter().take(limit).map(|row| row.cells(interval.window)));
-    for (column, (name, width)) in table.column_iter_mut().zip(COLUMNS) {
-        let side = if name == "COMM" { CellAlignment::Left } else { CellAlignment::Right };
-        column.set_padding((0, 1)).set_cell_alignment(side);
-        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + 1)));
-    }
-    table.trim_fmt() + "\n"
+    rows
 }
 
-/// A process, or one of its threads.
+/// A process, one of its threads, or a cgroup.
 struct Row {
-    pid: u32,
-    count: String, // Of threads, or which of them.
-    uid: u32,
-    comm: Comm,
+    pid: Option<u32>,
+    count: String, // Of threads, or which of them; of processes.
+    uid: Option<u32>,
+    name: String,
     exited: bool,
     cpu: CpuUsage,
     mem: MemUsage,
@@ -144,7 +193,8 @@ impl Row {
         let &ProcessInfo { threads, uid, comm, exited, .. } = info;
         let count = if exited { "exited".into() } else { threads.to_string() };
         let (cpu, mem, disk) = Default::default();
-        Self { pid, count, uid, comm, exited, cpu, mem, disk }
+        let name = comm.to_string();
+        Self { pid: Some(pid), count, uid: Some(uid), name, exited, cpu, mem, disk }
     }
 
     fn rank(&self, sort: Sort) -> u128 {
@@ -169,13 +219,14 @@ impl Row {
 
     fn cells(&self, window: Window) -> [Cell; COLUMNS.len()] {
         let (cpu, length) = (&self.cpu, window.duration());
+        let number = |it: Option<u32>| it.map_or(String::new(), |it| it.to_string());
         let per_second = |count: u64| format!("{:.0}", window.per_second(count));
         let mebibytes_per_second =
             |bytes: u64| format!("{:.1}", window.per_second(bytes) / f64::from(1 << 20));
         let texts = [
-            self.pid.to_string(),
+            number(self.pid),
             self.count.clone(),
-            self.uid.to_string(),
+            number(self.uid),
             percent(cpu.cpu_time, length),
             percent(cpu.user, length),
             percent(cpu.system, length),
@@ -185,7 +236,7 @@ impl Row {
             mebibytes(self.mem.resident_peak_bytes),
             mebibytes_per_second(self.disk.read_bytes),
             mebibytes_per_second(self.disk.written_bytes),
-            self.comm.to_string().replace(char::is_control, "?"), // It may hold anything.
+            self.name.replace(char::is_control, "?"), // It may hold anything.
         ];
         let dim = |cell: Cell| if self.exited { cell.fg(Color::DarkGrey) } else { cell };
         texts.map(|text| dim(Cell::new(text)))

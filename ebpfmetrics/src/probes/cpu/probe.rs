@@ -174,12 +174,12 @@ impl CpuProbeBuilder {
                 .entries("current_tasks", sys::possible_cpus()?);
         }
         let mut object = self.watch.configure(loader).load(kernel)?;
-        self.watch.begin(&mut object, kernel)?;
         object.load_iterator("cpu_tasks", "task", kernel)?;
         object.load_callable("cpu_clocks")?;
         // Ends of processes first: who is seen alive below is not missed later.
         object.attach("cpu_free", "sched_process_free", kernel)?;
         object.attach("cpu_exit", "sched_process_exit", kernel)?;
+        self.watch.begin(&mut object, kernel)?;
         if switches {
             object.attach("cpu_switch", "sched_switch", kernel)?;
         }
@@ -220,7 +220,7 @@ impl CpuProbe {
             online_cpus,
             windows: Windows::begin(),
             clock_offset_ns: None,
-            ledger: Ledger::begin(options.max_exited as usize),
+            ledger: options.watch.ledger(options.max_exited),
             known_threads: Threads::default(),
             cpus: Vec::new(),
             kernel_losses: vec![],

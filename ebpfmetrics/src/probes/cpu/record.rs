@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// `enum cpu_loss`, in its order and by its names.
-pub(super) const LOSSES: &[&str] = &["exit_state_full", "switch_unmatched", "switch_table_full"];
+pub(super) const LOSSES: &[&str] = &["exit_state_full", "switch_unmatched", "switch_table_full", "watch_table_full"];
 
 pub(super) const RECORD_TASK: u16 = 1;
 pub(super) const RECORD_CPU: u16 = 2;
@@ -118,6 +118,7 @@ mod tests {
             TaskAbout,
             TaskRecord,
             CpuRecord,
+            crate::watch::WatchProcessRecord,
             ProcessKey,
             EndingRecord,
             FoldedRecord,

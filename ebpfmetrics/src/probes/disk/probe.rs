@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, ProcessInfo,
-    Provenance, Requirements, Result, Source,
+    Provenance, Requirements, Result, Source, Watch,
     ledger::Ledger,
     loader::{Loader, Object, SharedMaps},
     preflight::in_initial_pid_namespace,
@@ -98,6 +98,7 @@ pub struct DiskProbeBuilder {
     max_exited: u32,
     slow_io: Option<Duration>,
     slow_io_buffer_bytes: u32,
+    watch: Watch,
 }
 
 /// What this kernel has to attach to.
@@ -181,6 +182,17 @@ impl DiskProbeBuilder {
         self
     }
 
+    /// Whom it watches; every process unless set.
+    ///
+    /// Devices stay those of the machine: what others do with them is in
+    /// [`unattributed`](DiskSnapshot::unattributed), by its class, so that processes and
+    /// it together still are the devices. Each operation is looked at as before, and costs
+    /// about the same.
+    pub fn watch(mut self, watch: Watch) -> Self {
+        self.watch = watch;
+        self
+    }
+
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
@@ -218,7 +230,7 @@ impl DiskProbeBuilder {
             Some(_) => loader,
             None => events::BUFFER.iter().copied().fold(loader, Loader::leave_out),
         };
-        let mut object = loader.load(kernel)?;
+        let mut object = self.watch.configure(loader).load(kernel)?;
         // taken from the top: low places first, so that reads stay short
         for place in (1..=SPARE_ROWS).rev() {
             object.push("spare_rows", place)?;
@@ -232,7 +244,7 @@ impl DiskProbeBuilder {
             probe.events = Some(probe.object.share(events::BUFFER)?);
             probe.object.attach("disk_exec", "sched_process_exec", kernel)?;
         }
-        probe.attach(kernel)?;
+        probe.attach(kernel, &self.watch)?;
         read_alone(&mut probe, Read::Reset)?;
         probe.describe();
         Ok(probe)
@@ -308,6 +320,7 @@ impl DiskProbe {
             max_exited: 8192,
             slow_io: None,
             slow_io_buffer_bytes: events::BUFFER_BYTES,
+            watch: Watch::All,
         }
     }
 
@@ -318,7 +331,7 @@ impl DiskProbe {
             sees_all: in_initial_pid_namespace(),
             has_io_accounting: false,
             windows: Windows::begin(),
-            ledger: Ledger::begin(options.max_exited as usize),
+            ledger: options.watch.ledger(options.max_exited),
             rows: RowBook::default(),
             row_count,
             devices: DeviceBook::default(),
@@ -343,10 +356,11 @@ impl DiskProbe {
         }
     }
 
-    fn attach(&mut self, kernel: &Kernel) -> Result<()> {
+    fn attach(&mut self, kernel: &Kernel, watch: &Watch) -> Result<()> {
         let object = &mut self.object;
         object.attach("disk_free", "sched_process_free", kernel)?;
         object.attach("disk_exit", "sched_process_exit", kernel)?;
+        watch.begin(object, kernel)?;
         if let Some((program, tracepoint)) = self.hooks.dirty {
             object.attach(program, tracepoint, kernel)?;
         }

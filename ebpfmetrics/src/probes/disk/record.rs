@@ -15,6 +15,7 @@ pub(super) const LOSSES: &[&str] = &[
     "start_unseen",
     "completion_unseen",
     "owner_unseen",
+    "watch_table_full",
 ];
 
 pub(super) const RECORD_TASK: u16 = 1;
@@ -95,6 +96,7 @@ mod tests {
             RecordHead,
             TaskAbout,
             crate::task::ProcessKey,
+            crate::watch::WatchProcessRecord,
             TaskRecord,
             ProcessRecord,
             RowKey,

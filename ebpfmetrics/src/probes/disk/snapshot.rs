@@ -24,7 +24,8 @@ pub struct DiskSnapshot {
     /// Operations that no process is charged with: pages that became dirty before
     /// the probe was there, or whose owner was forgotten; what began unseen; what
     /// found the table of rows full. The [`losses`](DiskSnapshot::losses) tell them
-    /// apart.
+    /// apart. With [`DiskProbeBuilder::watch`](super::DiskProbeBuilder::watch) also those
+    /// of processes that are not watched.
     pub unattributed: DiskCounters,
     /// Processes that exited beyond the bound of
     /// [`DiskProbeBuilder::max_exited`](super::DiskProbeBuilder::max_exited),

@@ -195,7 +195,6 @@ impl MemProbeBuilder {
             .entries("tracked", self.max_tracked)
             .entries("exited", self.max_exited.max(1));
         let mut object = self.watch.configure(loader).load(kernel)?;
-        self.watch.begin(&mut object, kernel)?;
         let iterator = if plain_counts { "mem_tasks_plain" } else { "mem_tasks" };
         object.load_iterator(iterator, "task", kernel)?;
         if !plain_counts {
@@ -205,6 +204,7 @@ impl MemProbeBuilder {
         // Ends of processes first: who is seen alive below is not missed later.
         object.attach("mem_free", "sched_process_free", kernel)?;
         object.attach("mem_exit", "sched_process_exit", kernel)?;
+        self.watch.begin(&mut object, kernel)?;
         let mut degraded = Vec::new();
         let peaks = match (self.peaks, plain_counts) {
             (MemPeaks::PageExact, true) => {
@@ -297,7 +297,7 @@ impl MemProbe {
             sees_all: in_initial_pid_namespace(),
             fallback: Fallback::None,
             windows: Windows::begin(),
-            ledger: Ledger::begin(options.max_exited as usize),
+            ledger: options.watch.ledger(options.max_exited),
             kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded,

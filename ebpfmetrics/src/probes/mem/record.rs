@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// `enum mem_loss`, in its order and by its names.
-pub(super) const LOSSES: &[&str] = &["track_table_full", "exit_state_full"];
+pub(super) const LOSSES: &[&str] = &["track_table_full", "exit_state_full", "watch_table_full"];
 
 pub(super) const RECORD_PROCESS: u16 = 1;
 pub(super) const RECORD_THREAD: u16 = 2;
@@ -176,6 +176,7 @@ mod tests {
         [
             RecordHead,
             TaskAbout,
+            crate::watch::WatchProcessRecord,
             ProcessKey,
             FaultsRecord,
             ProcessRecord,

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
-    Result, Source,
+    Result, Source, Watch,
     ledger::{Decode, Known, Ledger, Totals as _},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -93,6 +93,7 @@ pub struct SlabProbeBuilder {
     addresses: Option<u32>,
     max_exited: u32,
     table_entries: u32,
+    watch: Watch,
 }
 
 const SLOTS: u32 = 16_384;
@@ -130,6 +131,16 @@ impl SlabProbeBuilder {
         self
     }
 
+    /// Whom it watches; every process unless set.
+    ///
+    /// What others allocate and free is not counted, but for what happens on idle CPUs.
+    /// With the [address map](Self::address_map), frees by others are still looked up
+    /// there: they may free what a watched process allocated.
+    pub fn watch(mut self, watch: Watch) -> Self {
+        self.watch = watch;
+        self
+    }
+
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
@@ -145,7 +156,7 @@ impl SlabProbeBuilder {
     /// As [`load`](Self::load).
     pub fn load_on(self, kernel: &Kernel) -> Result<SlabProbe> {
         let slots = self.slots()?;
-        let mut object =
+        let loader =
             Loader::new(SlabProbe::NAME, SlabProbe::requirements(), ebpf_probes::SLAB)
                 .global("track_addresses", u8::from(self.addresses.is_some()))
                 .global("size_told", size_told(kernel))
@@ -153,12 +164,13 @@ impl SlabProbeBuilder {
                 .entries("slots", slots)
                 .entries("overflow", (slots / 4).max(1))
                 .entries("addresses", self.addresses.unwrap_or(1))
-                .entries("exited", self.max_exited.max(1))
-                .load(kernel)?;
+                .entries("exited", self.max_exited.max(1));
+        let mut object = self.watch.configure(loader).load(kernel)?;
         object.load_iterator("slab_tasks", "task", kernel)?;
         // Ends of processes first: whoever is counted is forgotten in the end.
         object.attach("slab_release", "sched_process_free", kernel)?;
         object.attach("slab_exit", "sched_process_exit", kernel)?;
+        self.watch.begin(&mut object, kernel)?;
         // Frees first: what is known to be allocated is not to be freed unseen.
         for (program, tracepoint) in FREES.iter().chain(ALLOCATIONS) {
             if kernel.has_tracepoint(tracepoint) {
@@ -222,7 +234,12 @@ fn size_told(kernel: &Kernel) -> u32 {
 impl SlabProbe {
     /// The options of a probe, without the address map at first.
     pub fn builder() -> SlabProbeBuilder {
-        SlabProbeBuilder { addresses: None, max_exited: 8192, table_entries: SLOTS }
+        SlabProbeBuilder {
+            addresses: None,
+            max_exited: 8192,
+            table_entries: SLOTS,
+            watch: Watch::All,
+        }
     }
 
     fn start(object: Object, options: &SlabProbeBuilder, kernel: &Kernel) -> Result<Self> {
@@ -231,7 +248,7 @@ impl SlabProbe {
             addresses: options.addresses.is_some(),
             sees_all: in_initial_pid_namespace(),
             windows: Windows::begin(),
-            ledger: Ledger::begin(options.max_exited as usize),
+            ledger: options.watch.ledger(options.max_exited),
             idle: Totals::default(),
             idle_baseline: Totals::default(),
             kernel_losses: vec![],

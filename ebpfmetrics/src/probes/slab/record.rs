@@ -7,7 +7,7 @@ use crate::{
 
 /// `enum slab_loss`, in its order and by its names.
 pub(super) const LOSSES: &[&str] =
-    &["process_table_full", "address_map_full", "address_map_busy", "exit_state_full"];
+    &["process_table_full", "address_map_full", "address_map_busy", "exit_state_full", "watch_table_full"];
 
 pub(super) const RECORD_PROCESS: u16 = 1;
 
@@ -71,6 +71,7 @@ mod tests {
         [
             RecordHead,
             TaskAbout,
+            crate::watch::WatchProcessRecord,
             ProcessKey,
             CountersRecord,
             ProcessRecord,
