@@ -38,8 +38,7 @@ fn main() {
         let numbers: Vec<u64> = line.split(' ').map(|word| word.parse().unwrap()).collect();
         let &[threads, good, bad] = numbers.as_slice() else { panic!("{line}") };
         let ids = thread::scope(|scope| {
-            let others: Vec<_> =
-                (1..threads).map(|_| scope.spawn(|| calls(good, bad))).collect();
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| calls(good, bad))).collect();
             let mut ids = vec![calls(good, bad)];
             ids.extend(others.into_iter().map(|thread| thread.join().unwrap()));
             ids
