@@ -1,18 +1,37 @@
 //! The library's own probes pass what it asks of everybody's.
 
-use std::time::{Duration, Instant};
+use std::ops::RangeInclusive;
 
 use ebpfmetrics::{CpuProbe, DiskProbe, MemProbe, SlabProbe, kit::conformance};
+use procfs::process::Process;
+use rustix::time::{ClockId, clock_gettime};
 
-fn spin() {
-    let end = Instant::now() + Duration::from_millis(20);
-    while Instant::now() < end {}
+fn cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-fn touch() {
+/// What was counted, and what the process does beside.
+fn with(rest: u64, counted: u64) -> RangeInclusive<u64> {
+    counted..=counted + rest
+}
+
+fn spin() -> RangeInclusive<u64> {
+    let begin = cpu_ns();
+    while cpu_ns() < begin + 20_000_000 {}
+    with(10_000_000, cpu_ns() - begin)
+}
+
+fn faults() -> u64 {
+    Process::myself().and_then(|me| me.stat()).expect("/proc is there").minflt
+}
+
+fn touch() -> RangeInclusive<u64> {
+    let begin = faults();
     // larger than what the allocator keeps
     let pages = std::hint::black_box(vec![1_u8; 40 << 20]);
     drop(pages);
+    with(100, faults() - begin)
 }
 
 #[test]
@@ -30,7 +49,10 @@ fn mem() {
 #[test]
 fn slab() {
     let load = |kernel: &_| SlabProbe::builder().load_on(kernel);
-    let pipes = || (0..100).for_each(|_| drop(std::io::pipe().expect("descriptors")));
+    let pipes = || {
+        (0..100).for_each(|_| drop(std::io::pipe().expect("descriptors")));
+        300..=3000 // at least an inode and two files each
+    };
     conformance::check(load, pipes, |usage| usage.allocations);
 }
 
@@ -44,6 +66,7 @@ fn disk() {
     let write = || {
         let mut file = tempfile::tempfile_in(directory).expect("a file on a disk");
         file.write_all(&vec![1; 1 << 20]).and_then(|()| file.sync_all()).expect("room on it");
+        with(1 << 18, 1 << 20) // and metadata
     };
     let load = |kernel: &_| DiskProbe::builder().load_on(kernel);
     conformance::check(load, write, |usage| usage.total.written_bytes);

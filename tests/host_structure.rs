@@ -36,3 +36,34 @@ fn only_the_loader_names_aya() {
     }
     assert_eq!(names, ["loader.rs"]);
 }
+
+/// All files under a directory, as the lines of each without indentation.
+fn collect(directory: &Path, texts: &mut Vec<String>) {
+    for entry in fs::read_dir(directory).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            collect(&entry.path(), texts);
+        } else if let Ok(text) = fs::read_to_string(entry.path()) {
+            texts.push(unindented(&text));
+        }
+    }
+}
+
+fn unindented(text: &str) -> String {
+    let lines = text.lines().map(|line| format!("{}\n", line.trim()));
+    std::iter::once("\n".to_owned()).chain(lines).collect()
+}
+
+#[test]
+fn the_code_in_the_recipe_is_that_of_the_crate() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/custom-probe.md")).unwrap();
+    let mut files = Vec::new();
+    collect(&root.join("examples/custom_probe"), &mut files);
+    let blocks = page.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
+    let code: Vec<_> = blocks.filter(|(language, _)| ["c", "rust"].contains(language)).collect();
+    assert!(code.len() > 10, "{} blocks of code", code.len());
+    for (_, block) in code {
+        let lines = unindented(block);
+        assert!(files.iter().any(|file| file.contains(&lines)), "not in the crate:\n{block}");
+    }
+}

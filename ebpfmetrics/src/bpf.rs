@@ -14,6 +14,7 @@ enum Command {
     ProgramLoad = 5,
     ProgramTestRun = 10,
     ProgramNextId = 11,
+    MapNextId = 12,
     RawTracepointOpen = 17,
     BtfLoad = 18,
     MapFreeze = 22,
@@ -72,9 +73,18 @@ impl Attr for NextId {}
 /// The programs in the kernel, by id. By number alone: opening each to list it would
 /// keep some of them from being freed.
 pub(crate) fn program_ids() -> BTreeSet<u32> {
+    ids(Command::ProgramNextId)
+}
+
+/// The maps in the kernel, by id.
+pub(crate) fn map_ids() -> BTreeSet<u32> {
+    ids(Command::MapNextId)
+}
+
+fn ids(next: Command) -> BTreeSet<u32> {
     let mut attr = NextId::default();
     let mut ids = BTreeSet::new();
-    while bpf(Command::ProgramNextId, &mut attr).is_ok() {
+    while bpf(next, &mut attr).is_ok() {
         ids.insert(attr.next_id);
         attr.start_id = attr.next_id;
     }

@@ -16,7 +16,21 @@
 //!    and [`TaskProbe`] are implemented on top, and with them the probe has snapshots,
 //!    windows, streams, joins and groups.
 //!
-//! [`conformance`] has the tests that every probe has to pass.
+//! [`conformance`] has the tests that every probe has to pass. `docs/custom-probe.md` of the
+//! repository goes through all of it with a probe in a crate of its own.
+//!
+//! # Names in the object
+//!
+//! Programs and maps are named as their author likes, but for these, which the parts above
+//! look for:
+//!
+//! | name | is | read by |
+//! |---|---|---|
+//! | `losses` | `DEFINE_LOSSES(NUMBER)`: counts per CPU by cause | [`Object::losses`] |
+//! | `ending` | hash of a record by [`ProcessKey`]: set when the last thread of a process exits, deleted at its release | [`Ledger::read`] |
+//! | `exited` | hash of a record by [`ProcessKey`]: the final record, set at the release, taken by user space | [`Ledger::read`] |
+//! | `folded` | per-CPU array with one element: the sum of those that `exited` had no room for | [`Ledger::read`] |
+//! | `stream`, `next_iterator` | of `task.h`: which probe of a joint walk it is, and who is next | the walk |
 
 pub mod conformance;
 

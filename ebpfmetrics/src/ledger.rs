@@ -11,12 +11,16 @@ use crate::{ProcessId, ProcessInfo, Result, loader::Object, sys, task::ProcessKe
 /// median, 150 ms at most where measured. Past this the record is not coming.
 pub const RELEASE_TIMEOUT_NS: u64 = 2_000_000_000;
 
-/// Counters of a task or process since its start.
+/// Counters of a task or process since its start, and gauges if it has any: what a
+/// [`Ledger`] keeps of each.
+///
+/// Counters only grow, and are `u64`s to the ledger: [`zip`](Self::zip) is all that has to
+/// be written. Without gauges, `Gauges` is `()`.
 pub trait Totals: Copy + Default {
     /// What a process has beside counters.
     type Gauges: Clone + Default + std::fmt::Debug;
 
-    /// Applies an operation to each counter.
+    /// Applies an operation to each counter and its counterpart.
     fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self;
 
     /// The gauges after those of the last walk, with what is to be kept of them.
@@ -62,7 +66,7 @@ pub struct Reading<T: Totals> {
 }
 
 /// Counters of one task, and of the threads of its process that were gone when it
-/// was read.
+/// was read: for [`sum_up`].
 pub struct TaskTotals<T> {
     /// The process that it belongs to.
     pub process: ProcessId,
@@ -189,7 +193,8 @@ impl<T: Totals> Known<T> {
     }
 }
 
-/// How a probe reads its records of processes that have ended.
+/// How a probe reads its records of processes that have ended: the types are those of the
+/// values of the maps that [`Ledger::read`] names.
 pub struct Decode<'a, T: Totals, E, X, F> {
     /// A process between its exit and its release; `None` if threads of it are left.
     pub ending: &'a dyn Fn(&E) -> Option<Ending<T>>,
@@ -199,7 +204,13 @@ pub struct Decode<'a, T: Totals, E, X, F> {
     pub folded: &'a dyn Fn(&F) -> Folded<T>,
 }
 
-/// What is known of every process since the window began.
+/// What is known of every process since the window began: from what is read of the living
+/// and of those that have ended, the rows of a window.
+///
+/// A probe hands it all that a walk showed with [`read`](Self::read), makes rows of
+/// [`processes`](Self::processes) and [`folded`](Self::folded), and ends the window with
+/// [`rebase`](Self::rebase). The other functions are what `read` consists of, for probes
+/// that keep their records elsewhere.
 #[derive(Debug)]
 pub struct Ledger<T: Totals> {
     /// In ascending order of id: alive, or gone and not settled yet.
@@ -247,7 +258,7 @@ impl<T: Totals> Ledger<T> {
         Self { boottime_ahead_ns, ..Self::new(max_exited, sys::boottime_ns()) }
     }
 
-    /// Starts a new window with what is known now.
+    /// Starts a new window with what is known now; who has exited is forgotten.
     pub fn rebase(&mut self) {
         for process in &mut self.known {
             process.baseline = process.last;

@@ -32,7 +32,24 @@ use crate::{
 /// An error with its causes.
 type Cause = Box<dyn StdError + Send + Sync>;
 
-/// How an object is to be loaded.
+/// How a BPF object is to be loaded: what it needs, and what is set in it beforehand.
+///
+/// ```no_run
+/// # use ebpfmetrics::{Kernel, Requirements, Result, kit::{Loader, Object}};
+/// # fn load(kernel: &Kernel, object: &'static [u8]) -> Result<Object> {
+/// let requirements = Requirements {
+///     tracepoints: ["sched_process_exit", "sched_process_free", "net_dev_queue"].into(),
+///     iterators: ["task"].into(),
+/// };
+/// let mut object = Loader::new("net", requirements, object)
+///     .global("loopback_counts", 0_u8)
+///     .entries("counts", 16_384)
+///     .load(kernel)?;
+/// object.load_iterator("net_tasks", "task", kernel)?;
+/// object.attach("net_queue", "net_dev_queue", kernel)?;
+/// # Ok(object)
+/// # }
+/// ```
 pub struct Loader {
     probe: &'static str,
     requirements: Requirements,
@@ -54,8 +71,8 @@ impl SharedMaps {
 }
 
 impl Loader {
-    /// Of a probe, its object: 8-byte aligned, as `include_bytes!` in a `#[repr(align(8))]`
-    /// makes it.
+    /// The object of a probe, as clang made it: 8-byte aligned, as `include_bytes!` in a
+    /// `#[repr(align(8))]` makes it. The name of the probe is for the texts of errors.
     pub fn new(probe: &'static str, requirements: Requirements, bytes: &'static [u8]) -> Self {
         Self {
             probe,
@@ -68,13 +85,15 @@ impl Loader {
         }
     }
 
-    /// Sets a `const volatile` of the object.
+    /// Sets a `const volatile` of the object, which then is a constant to the verifier;
+    /// the value is as long as the variable (a `bool` of C is a `u8`).
     pub fn global(mut self, name: &'static str, value: impl NoUninit) -> Self {
         self.globals.push((name, bytemuck::bytes_of(&value).to_vec()));
         self
     }
 
-    /// Sets the size of a map.
+    /// Sets the `max_entries` of a map, which the kernel takes memory for at loading
+    /// unless the map has `BPF_F_NO_PREALLOC`.
     pub fn entries(mut self, map: &'static str, entries: u32) -> Self {
         self.entries.push((map, entries));
         self
@@ -108,7 +127,14 @@ impl Loader {
         })
     }
 
-    /// Creates the maps and fits the programs to the kernel; none is loaded yet.
+    /// Creates the maps and fits the programs to the kernel; none of them is loaded yet,
+    /// so those that this kernel could not take do no harm.
+    ///
+    /// # Errors
+    /// What the machine lacks if it lacks something ([`HookMissing`](ErrorKind::HookMissing),
+    /// [`PermissionDenied`](ErrorKind::PermissionDenied) and others);
+    /// [`InvalidObject`](ErrorKind::InvalidObject) if there is no such map to be sized;
+    /// else [`System`](ErrorKind::System) with what the kernel said.
     pub fn load(self, kernel: &Kernel) -> Result<Object> {
         let missing = kernel.missing(&self.requirements);
         if !missing.is_empty() {
@@ -122,7 +148,11 @@ impl Loader {
         };
         let (parts, stream) =
             parts.map_err(|error| self.explain("creating its maps", Some(error)))?;
-        Ok(Object { parts, loader: self, stream, buffer: RecordBuffer::default() })
+        let object = Object { parts, loader: self, stream, buffer: RecordBuffer::default() };
+        for (map, _) in &object.loader.entries {
+            object.map(map)?;
+        }
+        Ok(object)
     }
 
     /// What aya's `EbpfLoader` does, but for reading and parsing the whole of the
@@ -287,6 +317,24 @@ impl Program {
 }
 
 /// An object in the kernel. Dropping it detaches its programs and frees its maps.
+///
+/// Programs and maps go by their names in C. Keys and values of maps are
+/// [`record!`](crate::record)s or plain numbers, of the very size that they have in C: else
+/// it is an [`InvalidObject`](ErrorKind::InvalidObject), never memory of something else.
+///
+/// | section of a program | is loaded by |
+/// |---|---|
+/// | `tp_btf/NAME` | [`attach`](Self::attach) |
+/// | `tracepoint/NAME` | [`attach_classic`](Self::attach_classic) |
+/// | `raw_tp/NAME` | [`attach_raw`](Self::attach_raw), [`load_callable`](Self::load_callable) |
+/// | `iter/task` | [`load_iterator`](Self::load_iterator) |
+///
+/// | type of a map | is read and written by |
+/// |---|---|
+/// | `HASH`, `LRU_HASH` | [`read_all`](Self::read_all), [`take_all`](Self::take_all), [`lookup`](Self::lookup), [`put_all`](Self::put_all), [`delete`](Self::delete) |
+/// | `ARRAY` | [`element`](Self::element), [`elements`](Self::elements), [`set_element`](Self::set_element) |
+/// | `PERCPU_ARRAY` | [`per_cpu`](Self::per_cpu), [`losses`](Self::losses) |
+/// | `STACK` | [`push`](Self::push) |
 pub struct Object {
     parts: Parts,
     loader: Loader,
@@ -331,7 +379,15 @@ impl Object {
         }
     }
 
-    /// Loads a program and attaches it to a tracepoint of the kernel.
+    /// Loads a program (section `tp_btf`) and attaches it to a tracepoint of the kernel, by
+    /// its name without category. It gets the arguments with their types. From here on it
+    /// runs, so what undoes a count is attached before what counts.
+    ///
+    /// # Errors
+    /// [`HookMissing`](ErrorKind::HookMissing) if this kernel has no such tracepoint;
+    /// [`VerifierRejected`](ErrorKind::VerifierRejected) with the verifier's log;
+    /// [`InvalidObject`](ErrorKind::InvalidObject) if there is no such program, or one of
+    /// another section; what the machine lacks.
     pub fn attach(
         &mut self,
         program: &'static str,
@@ -365,7 +421,13 @@ impl Object {
         self.attach_with(program, "BPF_RAW_TRACEPOINT_OPEN", bpf::attach_typed_tracepoint)
     }
 
-    /// Loads a program and attaches it to a tracepoint by its name under tracefs.
+    /// Loads a program (section `tracepoint`) and attaches it to a tracepoint by its
+    /// category and name under tracefs. It gets the fields as the tracer would write them,
+    /// and costs more than with [`attach`](Self::attach): for hooks whose typed arguments
+    /// differ between kernels.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach), and where tracefs cannot be had.
     pub fn attach_classic(
         &mut self,
         program: &'static str,
@@ -378,8 +440,8 @@ impl Object {
         })
     }
 
-    /// Loads a program and attaches it to a tracepoint of the kernel, whose arguments
-    /// it gets as plain numbers.
+    /// Loads a program (section `raw_tp`) and attaches it to a tracepoint of the kernel,
+    /// whose arguments it gets as plain numbers.
     ///
     /// # Errors
     /// As for [`attach`](Self::attach).
@@ -390,7 +452,11 @@ impl Object {
         })
     }
 
-    /// Loads the program of an iterator.
+    /// Loads the program of an iterator (section `iter/..`), by what it iterates: `task`.
+    /// It runs when the probe is read: see [`TaskProbe`](crate::kit::TaskProbe).
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
     pub fn load_iterator(
         &mut self,
         program: &'static str,
@@ -402,12 +468,19 @@ impl Object {
         self.load(program, Start::Iterator { id: start.id })
     }
 
-    /// Loads a program that user space runs itself.
+    /// Loads a program (section `raw_tp`) that user space runs itself, by
+    /// [`call`](Self::call).
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
     pub fn load_callable(&mut self, program: &'static str) -> Result<()> {
         self.load(program, Start::Call)
     }
 
     /// Runs a program of [`load_callable`](Self::load_callable) in the calling thread.
+    ///
+    /// # Errors
+    /// Where it has not been loaded, or the kernel refuses.
     pub fn call(&mut self, program: &'static str) -> Result<()> {
         let result = self.program(program)?.fd().and_then(bpf::run);
         result.map_err(|error| self.failed("running", program, "BPF_PROG_TEST_RUN", error))
@@ -531,7 +604,8 @@ impl Object {
         self.batch::<K, _>(map, Some(size_of::<V>()), sys::read_all)
     }
 
-    /// Every entry of a hash map (not a per-CPU one), which is empty afterwards.
+    /// Every entry of a hash map (not a per-CPU one), which is empty afterwards. What is
+    /// written meanwhile is taken now or next time.
     ///
     /// # Errors
     /// As for [`read_all`](Self::read_all).
@@ -608,6 +682,9 @@ impl Object {
     }
 
     /// One element of an array map.
+    ///
+    /// # Errors
+    /// Where there is no such map or element, or it is of another size.
     pub fn element<T: Pod>(&self, map: &str, index: u32) -> Result<T> {
         let array = Array::<&MapData, Value<T>>::try_from(self.map(map)?);
         let element = array.and_then(|array| array.get(&index, 0));
@@ -615,6 +692,9 @@ impl Object {
     }
 
     /// Sets one element of an array map.
+    ///
+    /// # Errors
+    /// As for [`element`](Self::element).
     pub fn set_element<T: Pod>(&mut self, map: &str, index: u32, value: T) -> Result<()> {
         let set = |map: &mut Map| -> Result<(), MapError> {
             Array::<&mut MapData, Value<T>>::try_from(map)?.set(index, Value(value), 0)
@@ -627,7 +707,7 @@ impl Object {
     /// Elements of an array map from `first` on, at most `count`.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// As for [`element`](Self::element).
     pub fn elements<T: Pod>(&self, map: &str, first: u32, count: usize) -> Result<Vec<T>> {
         let array = self.map(map)?;
         let sizes = self.parts.sizes.get(map).copied().unwrap_or_default();
@@ -651,7 +731,10 @@ impl Object {
         result.map_err(|error| self.unreadable(map, error))
     }
 
-    /// One element of a per-CPU array, for every CPU.
+    /// One element of a per-CPU array, for every CPU that may ever be there.
+    ///
+    /// # Errors
+    /// As for [`element`](Self::element).
     pub fn per_cpu<T: Pod>(&self, map: &str, index: u32) -> Result<Vec<T>> {
         let array = PerCpuArray::<&MapData, Value<T>>::try_from(self.map(map)?);
         let elements = array.and_then(|array| array.get(&index, 0));
@@ -659,7 +742,12 @@ impl Object {
         Ok(elements.iter().map(|value| value.0).collect())
     }
 
-    /// The losses of the probe, by cause.
+    /// What the object counted with `count_loss` since it was loaded (its map `losses`, of
+    /// `DEFINE_LOSSES`), by the names of the causes in the order of their enum. Of a
+    /// window: [`Losses::since`](crate::Losses::since).
+    ///
+    /// # Errors
+    /// Where there is no such map, or fewer causes in it.
     pub fn losses(&self, causes: &[&'static str]) -> Result<Vec<(&'static str, u64)>> {
         let count = |(index, &cause): (usize, &&'static str)| {
             Ok((cause, self.per_cpu::<u64>("losses", index as u32)?.iter().sum()))
@@ -690,7 +778,7 @@ impl Object {
     }
 
     /// How often the kernel skipped one of its programs because it was under way on
-    /// the same CPU already.
+    /// the same CPU already, since loading: to be told among the losses.
     ///
     /// # Errors
     /// Where the kernel does not tell.

@@ -7,7 +7,8 @@ const KERNEL_THREAD: u32 = 1 << 0;
 const ENDED: u32 = 1 << 1;
 
 record! {
-    /// The head of everything that an iterator writes.
+    /// The head of everything that an iterator writes, made with `RECORD_HEAD(KIND, RECORD)`:
+    /// `kind` is by the probe's own count, `stream` is the probe in a joint walk.
     pub struct RecordHead = "record_head" {
         kind: u16,
         stream: u16,
@@ -16,7 +17,7 @@ record! {
 }
 
 record! {
-    /// The key of a process in maps.
+    /// The key of a process in maps: a pid comes back, with the start time it never does.
     #[derive(PartialEq, Eq, Hash)]
     pub struct ProcessKey = "process_key" {
         start_ns: u64,
@@ -39,7 +40,7 @@ impl From<ProcessId> for ProcessKey {
 }
 
 record! {
-    /// Who a task is, and its process.
+    /// Who a task is, and its process, as `read_about` and its kin fill it in.
     pub struct TaskAbout = "task_about" {
         process_start_ns: u64,
         thread_start_ns: u64,
@@ -101,7 +102,9 @@ impl TaskAbout {
     }
 }
 
-/// What an iterator wrote, record by record.
+/// What an iterator wrote, record by record: the kind of each, as its head has it, and its
+/// bytes with the head, for [`cast`]. A record that is cut short is an
+/// [`InvalidRecord`](ErrorKind::InvalidRecord), and the last.
 #[derive(Clone, Copy, Debug)]
 pub struct Records<'a> {
     bytes: &'a [u8],
@@ -109,7 +112,8 @@ pub struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    /// Those of one probe, of all that a walk wrote.
+    /// Those of one probe, of all that a walk wrote; from a walk, take
+    /// [`Walk::records`](crate::kit::Walk::records).
     pub fn new(bytes: &'a [u8], stream: u16) -> Self {
         Self { bytes, stream }
     }

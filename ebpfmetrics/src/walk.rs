@@ -23,23 +23,26 @@ pub trait TaskProbe: Probe {
     /// The program of its iterator, which hands each task on (`HAND_ON`).
     fn iterator(&self) -> &'static str;
 
-    /// What the iterator is in.
+    /// The object that the iterator is in.
     fn object(&self) -> &Object;
 
-    /// What the iterator is in.
+    /// The same; the walk keeps its memory there, and joins it with others.
     fn object_mut(&mut self) -> &mut Object;
 
-    /// What has to be done right before the walk.
+    /// What has to be done right before the walk, such as reading a clock that records are
+    /// to be set against. Most probes have nothing to do.
     ///
     /// # Errors
     /// Where the kernel refuses; the window then goes on.
     fn before_walk(&mut self, read: Read) -> Result<()>;
 
-    /// Takes in what the walk showed: what is [`records`](Walk::records) of the probe's
-    /// object. Ends the window if [`Walk::read`] says so.
+    /// Makes the snapshot of what the walk showed: the [`records`](Walk::records) of the
+    /// probe's object, and whatever it keeps in maps. Ends the window if [`Walk::read`] says
+    /// so, at [`Walk::end_ns`] ([`Windows::at`], [`Ledger::rebase`](crate::kit::Ledger::rebase)).
     ///
     /// # Errors
-    /// Where the kernel refuses to be read.
+    /// Where the kernel refuses to be read; the window then goes on, so the baseline is the
+    /// last thing to be moved.
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<Self::Snapshot>;
 
     /// What a process used from its start (of the probe's own figures: from when the
@@ -60,7 +63,7 @@ pub trait TaskProbe: Probe {
     }
 }
 
-/// What the rows of a probe say that a process did.
+/// What the rows of a probe say that a process did: the type of their `usage`.
 pub type UsageOf<P> = <<<P as Probe>::Snapshot as ProcessRows>::Row as ProcessRow>::Usage;
 
 /// A walk that has been made.
@@ -91,7 +94,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The window of a probe, and what it keeps between walks.
+/// The windows of a probe, one after the other without a gap.
 #[derive(Debug)]
 pub struct Windows {
     start_ns: u64,

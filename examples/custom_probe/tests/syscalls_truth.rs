@@ -30,50 +30,39 @@ fn until<T>(probe: &mut SyscallProbe, found: impl Fn(&SyscallSnapshot) -> Option
     }
 }
 
-fn gettid() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get() as u32
-}
-
-/// A live process, between two readings of the tracer.
+/// A live process, which is idle whenever it is looked at: equal to the tracer.
 #[test]
 fn live_counts_are_the_tracers() {
     let mut caller = Caller::start();
-    caller.work(1, 1, 0);
-    sleep(Duration::from_millis(100)); // it waits for its input, in a call that is not traced
     let mut probe = SyscallProbe::builder().load().unwrap();
-    let trace = Trace::of(&[caller.pid()]);
+    let trace = Trace::start();
     probe.reset().unwrap();
-    caller.work(1, 3000, 200);
-    caller.work(1, 500, 7);
-    let of_caller = |tid| tid == caller.pid();
-    let before = trace.read(of_caller);
-    let usage = row(&probe.snapshot().unwrap(), caller.pid()).unwrap().usage;
-    let after = trace.read(of_caller);
-    assert!((before.calls..=after.calls).contains(&usage.calls), "{before:?} {usage:?} {after:?}");
-    assert!((before.errors..=after.errors).contains(&usage.errors), "{before:?} {usage:?}");
-    assert_eq!(usage.errors, 207);
-    // read, write and a few more of what it does beside
-    assert!((3707..3800).contains(&usage.calls), "{usage:?}");
+    for (good, bad) in [(3000, 200), (500, 7), (0, 0)] {
+        caller.work(1, good, bad);
+        let traced = trace.read(&[caller.pid()]);
+        let usage = row(&probe.snapshot().unwrap(), caller.pid()).unwrap().usage;
+        assert_eq!(Traced { calls: usage.calls, errors: usage.errors }, traced);
+        assert!(traced.calls >= good + bad && traced.errors >= bad, "{traced:?}");
+    }
+    assert_eq!(trace.read(&[caller.pid()]).errors, 207);
 }
 
 /// A process from its first to its last call, with threads that come and go.
 #[test]
-#[ignore = "does not end: the tracer and its traced reader, not yet understood"]
 fn final_counts_are_the_tracers() {
-    let mut probe = SyscallProbe::builder().load().unwrap();
-    let trace = Trace::of(&[gettid()]);
     let mut caller = Caller::start();
-    caller.work(4, 1000, 30);
+    let parent = caller.pid();
+    let mut probe = SyscallProbe::builder().load().unwrap();
+    let trace = Trace::start();
+    caller.fork();
+    let threads = caller.work(4, 1000, 30);
     let pid = caller.pid();
     caller.end();
     let last = until(&mut probe, |snapshot| row(snapshot, pid).filter(|row| row.info.exited));
-    let me = std::process::id();
-    // all that descends from this thread: the child and its threads
-    let traced = trace.read(|tid| tid != gettid() && tid != me);
     let usage = last.usage;
-    assert_eq!(Traced { calls: usage.calls, errors: usage.errors }, traced);
+    assert_eq!(Traced { calls: usage.calls, errors: usage.errors }, trace.read(&threads));
     assert!(usage.calls > 4120 && usage.errors >= 120, "{usage:?}");
-    assert_eq!((last.info.threads, last.info.parent.unwrap().pid), (4, me));
+    assert_eq!((last.info.threads, last.info.parent.unwrap().pid), (4, parent));
     assert_eq!(last.info.comm, "caller");
 }
 
@@ -108,12 +97,15 @@ fn short_lives_are_conserved() {
 fn a_full_table_is_a_loss() {
     let mut probe = SyscallProbe::builder().processes(1).load().unwrap();
     let mut callers = [Caller::start(), Caller::start()];
-    callers.iter_mut().for_each(|caller| caller.work(1, 1000, 0));
+    callers.iter_mut().for_each(|caller| drop(caller.work(1, 1000, 0)));
     let losses = probe.reset().unwrap().losses;
     assert!(losses.get("process_table_full").unwrap() >= 1000, "{losses:?}");
     assert_eq!(losses.check().unwrap_err().kind(), ErrorKind::MapFull);
-    // of that window alone
-    assert!(probe.snapshot().unwrap().losses.total() < losses.total());
+    // of that window alone: what others do in a short one is less, sooner or later
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while probe.reset().unwrap().losses.total() >= losses.total() {
+        assert!(Instant::now() < deadline, "{losses:?} is told again and again");
+    }
     let none = SyscallProbe::builder().processes(0).load().unwrap_err();
     assert_eq!(none.kind(), ErrorKind::InvalidOption);
 }

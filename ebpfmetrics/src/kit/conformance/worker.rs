@@ -1,0 +1,152 @@
+//! Processes of their own for the checks: the program that calls them, once more.
+//!
+//! What it is started for is in its environment. A test is found again by the name of
+//! its thread, which libtest gives it; a program without tests by its arguments.
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    ops::RangeInclusive,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::{Child, Command, Stdio, exit},
+    thread,
+};
+
+const ROLE: &str = "EBPFMETRICS_CONFORMANCE";
+const CHECKER: &str = "checker";
+const WORKER: &str = "worker";
+
+/// Not that of a program in which no test has been found.
+const PASSED: i32 = 86;
+
+/// What this process is there for.
+pub(super) enum Role {
+    /// Whatever its author wants.
+    Author,
+    /// To make the checks and nothing else: no other test opens and closes descriptors.
+    Checker,
+    /// To do work that can be counted, and nothing else.
+    Worker,
+}
+
+pub(super) fn role() -> Role {
+    match env::var(ROLE).as_deref() {
+        Ok(CHECKER) => Role::Checker,
+        Ok(WORKER) => Role::Worker,
+        _ => Role::Author,
+    }
+}
+
+fn again(role: &str) -> Command {
+    let mut command = Command::new(env::current_exe().expect("/proc is there"));
+    match thread::current().name() {
+        Some(test) if test != "main" => {
+            command.args([test, "--exact", "--nocapture", "--include-ignored"])
+        }
+        _ => command.args(env::args_os().skip(1)),
+    };
+    command.env(ROLE, role);
+    command
+}
+
+/// Has the checks made in a process of their own.
+///
+/// # Panics
+/// With what they say.
+pub(super) fn check_apart() {
+    let output = again(CHECKER).stdin(Stdio::null()).output().expect("a process of its own");
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(PASSED) => {}
+        Some(0) => panic!("found no way back into the check: call it from a #[test], once\n{said}"),
+        _ => panic!("{said}"),
+    }
+}
+
+/// That process: makes the checks and ends.
+pub(super) fn make(checks: impl FnOnce()) -> ! {
+    // what is wrong is printed when it panics
+    exit(catch_unwind(AssertUnwindSafe(checks)).map_or(1, |()| PASSED))
+}
+
+/// A worker's side: does a piece of work for each byte of its standard input, a socket,
+/// and answers with what can be counted of it. Ends with its input.
+pub(super) fn serve(work: impl Fn() -> RangeInclusive<u64>) -> ! {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().expect("a socket");
+    let mut socket = UnixStream::from(socket);
+    let mut answer = |text: String| {
+        socket.write_all(text.as_bytes()).map(|()| {
+            let mut one = [0];
+            socket.read(&mut one).is_ok_and(|length| length == 1)
+        })
+    };
+    let mut more = answer("0 0\n".to_owned());
+    while let Ok(true) = more {
+        let range = work();
+        more = answer(format!("{} {}\n", range.start(), range.end()));
+    }
+    exit(0)
+}
+
+/// A process that does nothing but work, when it is told to. Dropping it ends it.
+pub(super) struct Worker {
+    child: Child,
+    socket: Option<BufReader<UnixStream>>,
+}
+
+impl Worker {
+    pub(super) fn start() -> Self {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let mut command = again(WORKER);
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+        let child = command.spawn().expect("a process of its own");
+        let mut this = Self { child, socket: Some(BufReader::new(ours)) };
+        this.end();
+        this
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has it begin a piece of work.
+    pub(super) fn begin(&mut self) {
+        self.socket().get_mut().write_all(b"w").expect("a worker that is alive");
+    }
+
+    /// Waits until it has finished; what can be counted.
+    pub(super) fn end(&mut self) -> RangeInclusive<u64> {
+        let mut answer = String::new();
+        self.socket().read_line(&mut answer).expect("a worker that is alive");
+        let range = answer.trim_end().split_once(' ');
+        let range = range.and_then(|(start, end)| Some(start.parse().ok()?..=end.parse().ok()?));
+        range.unwrap_or_else(|| panic!("the work panicked, or the worker was not found again"))
+    }
+
+    pub(super) fn work(&mut self) -> RangeInclusive<u64> {
+        self.begin();
+        self.end()
+    }
+
+    /// Lets it end, and waits for it.
+    pub(super) fn exit(mut self) {
+        self.socket = None;
+        let status = self.child.wait().expect("a child");
+        assert!(status.success(), "the worker ended with {status}");
+    }
+
+    fn socket(&mut self) -> &mut BufReader<UnixStream> {
+        self.socket.as_mut().expect("there until it is to exit")
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
