@@ -28,6 +28,7 @@ pub use crate::{
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
     record::Record,
-    task::{ProcessKey, RecordHead, Records, TaskAbout, cast, invalid},
+    records::{RecordBuffer, Records, cast, invalid},
+    task::{ProcessKey, RecordHead, TaskAbout},
     walk::{Read, TaskProbe, UsageOf, Walk, Windows, read_alone},
 };

@@ -12,7 +12,7 @@ use crate::{Error, Intervals, Requirements, Result, Snapshot};
 /// in one process or in many, do not disturb each other.
 ///
 /// The trait is open to other crates. It is `Send` and owned; for a set of probes
-/// of different kinds, chosen at run time, use [`AnyProbe`].
+/// of different kinds, chosen at run time, see [`AnyProbe`](crate::AnyProbe).
 pub trait Probe: Send + 'static {
     /// The typed snapshot.
     type Snapshot: Snapshot;
@@ -83,103 +83,6 @@ pub trait Probe: Send + 'static {
     /// # Errors
     /// Where the kernel does not tell.
     fn cost(&self) -> Result<Cost>;
-}
-
-/// A [`Probe`] of any kind, for a set of probes that is chosen at run time.
-///
-/// Its snapshots are [`Snapshot`]s; the concrete type is behind
-/// [`Any`](std::any::Any).
-///
-/// ```no_run
-/// use ebpfmetrics::{AnyProbe, CpuProbe};
-///
-/// let mut probes = vec![AnyProbe::new(CpuProbe::builder().load()?)];
-/// for probe in &mut probes {
-///     println!("{}: {:?}", probe.name(), probe.snapshot()?.window().duration());
-/// }
-/// # Ok::<(), ebpfmetrics::Error>(())
-/// ```
-#[must_use = "dropping it detaches the probe"]
-pub struct AnyProbe(Box<dyn Erased>);
-
-impl AnyProbe {
-    /// Hides what kind of probe it is.
-    pub fn new(probe: impl Probe) -> Self {
-        Self(Box::new(probe))
-    }
-
-    /// [`Probe::NAME`]
-    pub fn name(&self) -> &'static str {
-        self.0.name()
-    }
-
-    /// [`Probe::snapshot`]
-    ///
-    /// # Errors
-    /// As [`Probe::snapshot`].
-    pub fn snapshot(&mut self) -> Result<Box<dyn Snapshot>> {
-        self.0.snapshot()
-    }
-
-    /// [`Probe::reset`]
-    ///
-    /// # Errors
-    /// As [`Probe::reset`].
-    pub fn reset(&mut self) -> Result<Box<dyn Snapshot>> {
-        self.0.reset()
-    }
-
-    /// [`Probe::health`]
-    ///
-    /// # Errors
-    /// As [`Probe::health`].
-    pub fn health(&self) -> Result<Health> {
-        self.0.health()
-    }
-
-    /// [`Probe::cost`]
-    ///
-    /// # Errors
-    /// As [`Probe::cost`].
-    pub fn cost(&self) -> Result<Cost> {
-        self.0.cost()
-    }
-}
-
-impl std::fmt::Debug for AnyProbe {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("AnyProbe").field(&self.name()).finish()
-    }
-}
-
-trait Erased: Send {
-    fn name(&self) -> &'static str;
-    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>>;
-    fn reset(&mut self) -> Result<Box<dyn Snapshot>>;
-    fn health(&self) -> Result<Health>;
-    fn cost(&self) -> Result<Cost>;
-}
-
-impl<P: Probe> Erased for P {
-    fn name(&self) -> &'static str {
-        P::NAME
-    }
-
-    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(Probe::snapshot(self)?))
-    }
-
-    fn reset(&mut self) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(Probe::reset(self)?))
-    }
-
-    fn health(&self) -> Result<Health> {
-        Probe::health(self)
-    }
-
-    fn cost(&self) -> Result<Cost> {
-        Probe::cost(self)
-    }
 }
 
 /// What a probe takes, and what it cannot do on this machine.

@@ -15,7 +15,7 @@ pub trait Usage: Clone + Default {
 }
 
 /// A row of a snapshot that is about a process.
-pub trait ProcessRow: Clone {
+pub trait ProcessRow: Clone + 'static {
     /// What it says the process did.
     type Usage: Usage;
 

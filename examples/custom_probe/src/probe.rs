@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ebpfmetrics::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, Provenance, Requirements,
     Result, Source,
     kit::{
         Decode, Ledger, Loader, Object, Read, TaskProbe, Walk, Windows, in_initial_pid_namespace,
@@ -40,7 +40,6 @@ pub struct SyscallProbe {
     sees_all: bool,
     windows: Windows,
     ledger: Ledger<SyscallUsage>,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
 }
 
@@ -118,7 +117,6 @@ impl SyscallProbe {
             sees_all: in_initial_pid_namespace(),
             windows: Windows::begin(),
             ledger: Ledger::begin(options.max_exited as usize),
-            kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, sources)),
         };
         read_alone(&mut probe, Read::Reset)?;
@@ -183,10 +181,6 @@ impl TaskProbe for SyscallProbe {
         &mut self.object
     }
 
-    fn before_walk(&mut self, _: Read) -> Result<()> {
-        Ok(())
-    }
-
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<SyscallSnapshot> {
         let live = decode::decode(walk.records(&self.object))?;
         let decode = Decode::<_, ProcessRecord, ProcessRecord, FoldedRecord> {
@@ -196,7 +190,7 @@ impl TaskProbe for SyscallProbe {
         };
         self.ledger.read(&self.object, (live, walk.end_ns), self.sees_all, decode)?;
 
-        let losses = self.losses()?;
+        let lost = self.losses()?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let processes = self.ledger.processes().into_iter().map(|known| SyscallProcess {
             id: known.id,
@@ -204,18 +198,18 @@ impl TaskProbe for SyscallProbe {
             usage: known.counters(),
         });
         let folded = self.ledger.folded();
-        let snapshot = SyscallSnapshot {
+        Ok(SyscallSnapshot {
             window: self.windows.at(walk),
             processes: processes.collect(),
             folded: SyscallFolded::new(folded.processes, folded.totals),
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.ledger.rebase();
-            self.kernel_losses = losses;
-        }
-        Ok(snapshot)
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     threads::Threads,
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
     Result, Source, Watch,
     ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
@@ -77,7 +77,6 @@ pub struct CpuProbe {
     ledger: Ledger<Totals>,
     known_threads: Threads,
     cpus: Vec<KnownCpu>,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
 }
@@ -218,7 +217,6 @@ impl CpuProbe {
             ledger: Ledger::begin(options.max_exited as usize),
             known_threads: Threads::default(),
             cpus: Vec::new(),
-            kernel_losses: vec![],
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded: Vec::new(),
         };
@@ -277,16 +275,6 @@ impl CpuProbe {
                 }
                 Err(index) => self.cpus.insert(index, KnownCpu { last: now, baseline: now }),
             }
-        }
-    }
-
-    /// Starts a window at what has just been read.
-    fn rebase(&mut self, kernel_losses: Vec<(&'static str, u64)>) {
-        self.kernel_losses = kernel_losses;
-        self.ledger.rebase();
-        self.known_threads.rebase();
-        for cpu in &mut self.cpus {
-            cpu.baseline = cpu.last;
         }
     }
 
@@ -394,11 +382,11 @@ impl TaskProbe for CpuProbe {
 
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<CpuSnapshot> {
         self.read(walk)?;
-        let losses = self.object.losses(record::LOSSES)?;
+        let lost = self.object.losses(record::LOSSES)?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let row = |known| CpuProcess::new(known, self.accounting, self.has_wait);
         let folded = self.ledger.folded();
-        let snapshot = CpuSnapshot {
+        Ok(CpuSnapshot {
             window: self.windows.at(walk),
             accounting: self.accounting,
             processes: self.ledger.processes().into_iter().map(row).collect(),
@@ -411,13 +399,18 @@ impl TaskProbe for CpuProbe {
             },
             cpus: self.cpus.iter().map(KnownCpu::in_window).collect(),
             online_cpus: self.online_cpus,
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.rebase(losses);
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
+        self.known_threads.rebase();
+        for cpu in &mut self.cpus {
+            cpu.baseline = cpu.last;
         }
-        Ok(snapshot)
     }
 
     fn final_usage(&self, process: ProcessId) -> Result<Option<CpuUsage>> {

@@ -11,7 +11,7 @@ use super::{
     record::{self, ControlRecord, ProcessRecord, RowKey, RowRecord},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, ProcessInfo,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, ProcessId, ProcessInfo,
     Provenance, Requirements, Result, Source,
     ledger::Ledger,
     loader::{Loader, Object},
@@ -78,7 +78,6 @@ pub struct DiskProbe {
     names: Names,
     /// Who is neither walked past nor settled.
     leaving: HashMap<ProcessId, ProcessInfo>,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
 }
@@ -280,7 +279,6 @@ impl DiskProbe {
             busy_before: BTreeMap::new(),
             names: Names::default(),
             leaving: HashMap::new(),
-            kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded: Vec::new(),
         }
@@ -517,18 +515,14 @@ impl TaskProbe for DiskProbe {
         &mut self.object
     }
 
-    fn before_walk(&mut self, _: Read) -> Result<()> {
-        Ok(())
-    }
-
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<DiskSnapshot> {
         self.read(walk)?;
-        let mut losses = self.object.losses(record::LOSSES)?;
-        losses.push(("run_skipped", self.object.skipped_runs()?));
+        let mut lost = self.object.losses(record::LOSSES)?;
+        lost.push(("run_skipped", self.object.skipped_runs()?));
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let folded = self.ledger.folded();
         let accounted = self.has_io_accounting;
-        let snapshot = DiskSnapshot {
+        Ok(DiskSnapshot {
             window: self.windows.at(walk),
             processes: assemble::processes(
                 &self.ledger.processes(),
@@ -546,17 +540,17 @@ impl TaskProbe for DiskProbe {
                     ..DiskUsage::default()
                 },
             },
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.kernel_losses = losses;
-            self.ledger.rebase();
-            self.rows.rebase();
-            self.devices.rebase();
-            self.busy_before = self.devices.busy_ms();
-        }
-        Ok(snapshot)
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
+        self.rows.rebase();
+        self.devices.rebase();
+        self.busy_before = self.devices.busy_ms();
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     record::{self, EndedRecord, FoldedRecord},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
     Result, Source, Watch,
     ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
@@ -74,11 +74,12 @@ pub struct MemProbe {
     object: Object,
     iterator: &'static str,
     context: Context,
+    /// What the kernel side marks peaks with now.
+    epoch: u64,
     sees_all: bool,
     fallback: Fallback,
     windows: Windows,
     ledger: Ledger<Totals>,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
 }
@@ -235,7 +236,8 @@ impl MemProbeBuilder {
         }
         let context = Context {
             page_bytes: rustix::param::page_size() as u64,
-            epoch: 0,
+            first_epoch: 0,
+            last_epoch: 0,
             tracks_resident: peaks != MemPeaks::Off,
             tracks_space: follow_space,
         };
@@ -294,11 +296,11 @@ impl MemProbe {
             object,
             iterator,
             context,
+            epoch: 0,
             sees_all: in_initial_pid_namespace(),
             fallback: Fallback::None,
             windows: Windows::begin(),
             ledger: Ledger::begin(options.max_exited as usize),
-            kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded,
         };
@@ -426,31 +428,33 @@ impl TaskProbe for MemProbe {
 
     /// At a reset, events from here on are of the next window.
     fn before_walk(&mut self, read: Read) -> Result<()> {
-        match read {
-            Read::Snapshot => Ok(()),
-            Read::Reset => self.object.set_element("epoch", 0, self.context.epoch + 1),
+        self.context.last_epoch = self.epoch;
+        if read == Read::Reset {
+            self.object.set_element("epoch", 0, self.epoch + 1)?;
+            self.epoch += 1;
         }
+        Ok(())
     }
 
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<MemSnapshot> {
         self.read(walk)?;
-        let losses = self.object.losses(record::LOSSES)?;
+        let lost = self.object.losses(record::LOSSES)?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let follows_space = self.context.tracks_space;
         let rows = self.ledger.processes().into_iter();
-        let snapshot = MemSnapshot {
+        Ok(MemSnapshot {
             window: self.windows.at(walk),
             processes: rows.map(|known| MemProcess::new(known, follows_space)).collect(),
             folded: MemFolded::new(&self.ledger.folded(), follows_space),
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.context.epoch += 1;
-            self.kernel_losses = losses;
-            self.ledger.rebase();
-        }
-        Ok(snapshot)
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
+        (self.context.first_epoch, self.context.last_epoch) = (self.epoch, self.epoch);
     }
 
     fn final_usage(&self, process: ProcessId) -> Result<Option<MemUsage>> {

@@ -8,7 +8,7 @@ use super::{
     record::{self, FoldedRecord, ProcessRecord, TallyRecord, size_told},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
     Result, Source,
     ledger::{Decode, Known, Ledger, Totals as _},
     loader::{Loader, Object},
@@ -81,7 +81,6 @@ pub struct SlabProbe {
     ledger: Ledger<Totals>,
     idle: Totals,
     idle_baseline: Totals,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
 }
@@ -234,7 +233,6 @@ impl SlabProbe {
             ledger: Ledger::begin(options.max_exited as usize),
             idle: Totals::default(),
             idle_baseline: Totals::default(),
-            kernel_losses: vec![],
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded: Vec::new(),
         };
@@ -354,29 +352,25 @@ impl TaskProbe for SlabProbe {
         &mut self.object
     }
 
-    fn before_walk(&mut self, _: Read) -> Result<()> {
-        Ok(())
-    }
-
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<SlabSnapshot> {
         self.read(walk)?;
-        let losses = self.losses()?;
+        let lost = self.losses()?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let row = |known| SlabProcess::new(known, self.addresses);
-        let snapshot = SlabSnapshot {
+        Ok(SlabSnapshot {
             window: self.windows.at(walk),
             processes: self.ledger.processes().into_iter().map(row).collect(),
             folded: SlabFolded::new(&self.ledger.folded(), self.addresses),
             idle: SlabUsage::new(&self.idle.minus(&self.idle_baseline), self.addresses),
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.ledger.rebase();
-            self.idle_baseline = self.idle;
-            self.kernel_losses = losses;
-        }
-        Ok(snapshot)
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
+        self.idle_baseline = self.idle;
     }
 
     fn final_usage(&self, process: ProcessId) -> Result<Option<SlabUsage>> {
