@@ -1,6 +1,7 @@
 //! Intervals one after another.
 
 use std::{
+    collections::BTreeSet,
     future::poll_fn,
     pin::Pin,
     task::Poll,
@@ -86,7 +87,7 @@ fn a_consumer_that_oversleeps_gets_one_longer_interval_and_loses_nothing() {
     for (of, bytes) in [("process", told.written), ("device", told.written_to_device)] {
         assert!((least..=WRITES * BLOCK).contains(&bytes), "{of}: {told:?}");
     }
-    assert_eq!(told.exit_record_missing, 0);
+    assert!(!told.sees_first || told.exit_record_missing == 0, "{told:?}");
     println!("{told:?}");
 }
 
@@ -233,6 +234,17 @@ impl<P: Probe + Unpin> Watched<P> {
     }
 }
 
+/// The ids of the programs that this process holds.
+fn programs() -> BTreeSet<u32> {
+    let infos = std::fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
+    let texts = infos.filter_map(|info| std::fs::read_to_string(info.path()).ok());
+    let id = |text: String| {
+        let line = text.lines().find_map(|line| line.strip_prefix("prog_id:").map(str::to_owned));
+        line.map(|id| id.trim().parse().unwrap())
+    };
+    texts.filter_map(id).collect()
+}
+
 fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
 }
@@ -242,11 +254,10 @@ fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
     let long = std::env::var_os("EBPFMETRICS_LONG").is_some();
     let duration = Duration::from_secs(if long { 60 } else { 6 });
     let ms = Duration::from_millis;
-    let before = loaded_objects();
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let (open, alone) = (descriptors(), threads());
     let runtime = runtime();
-    let (told, restarts) = runtime.block_on(async {
+    let (told, restarts, loaded) = runtime.block_on(async {
         let kernel = Kernel::read().unwrap();
         let cpu = || CpuProbe::builder().load_on(&kernel).unwrap();
         let of = |snapshot: &CpuSnapshot, pid| snapshot.process(pid).unwrap().usage.cpu_time;
@@ -266,6 +277,8 @@ fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
         let deadline = Instant::now() + duration;
         let (mut restarts, mut next_restart) = (0_u32, Instant::now() + ms(1500));
         let open = descriptors();
+        let loaded = programs();
+        assert!(loaded.len() > 15, "{loaded:?}");
         while Instant::now() < deadline {
             // Whatever is not ready is dropped here in the middle of waiting or reading.
             tokio::select! {
@@ -291,9 +304,7 @@ fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
         for (cpu_time, _) in told {
             assert_all_told(cpu_time, pid);
         }
-        // a blocking thread per stream, one if they are never at it at once
-        assert!(threads() <= alone + 3, "{} threads, {alone} before", threads());
-        (told, restarts)
+        (told, restarts, loaded)
     });
     assert_eq!(runtime.metrics().num_alive_tasks(), 0);
     drop(runtime);
@@ -301,7 +312,7 @@ fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
     assert!(fast > slow && slow > set, "{told:?}");
     assert!(restarts >= duration.as_secs() as u32 / 3, "{restarts} restarts");
     let left = || {
-        let programs = loaded_objects().programs.difference(&before.programs).count();
+        let programs = loaded_objects().programs.intersection(&loaded).count();
         (programs, descriptors(), threads())
     };
     let gone = poll(Duration::from_secs(10), || (left() == (0, open, alone)).then_some(()));

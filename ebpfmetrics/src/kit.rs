@@ -21,6 +21,7 @@
 pub mod conformance;
 
 pub use crate::{
+    error::{MAX_EXITED, check_option},
     ledger::{
         Decode, Ending, Folded, Known, Ledger, RELEASE_TIMEOUT_NS, Reading, TaskTotals, Totals,
         sum_up,

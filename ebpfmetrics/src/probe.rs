@@ -121,6 +121,23 @@ pub struct Degraded {
     pub reason: String,
 }
 
+impl Degraded {
+    /// One entry if the feature is missing, else none.
+    pub fn when(missing: bool, feature: &'static str, reason: &str) -> Option<Self> {
+        missing.then(|| Self { feature, reason: reason.to_owned() })
+    }
+
+    /// What is missing where a walk does not show every process of the machine, as
+    /// [`in_initial_pid_namespace`](crate::kit::in_initial_pid_namespace) tells.
+    pub fn unless_all_seen(sees_all: bool) -> Option<Self> {
+        Self::when(
+            !sees_all,
+            "processes of other PID namespaces",
+            "not in the initial PID namespace: they show when they exit, not while they live",
+        )
+    }
+}
+
 /// How often the programs of a probe ran and how long they took, since loading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

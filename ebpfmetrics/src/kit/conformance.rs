@@ -11,7 +11,8 @@ use std::{
 
 use crate::{
     Error, Joined, Kernel, Probe, ProcessRow, ProcessRows, Result, Snapshot, Usage, bpf, delta,
-    kit::{Record, TaskProbe},
+    kit::{Read, Record, RecordBuffer, TaskProbe},
+    walk::Walk,
 };
 
 /// All of the below that a probe with rows of processes has to pass.
@@ -34,6 +35,7 @@ pub fn check<P>(
     counts(load(), &work, &count);
     windows(load(), &work, &count);
     rows(load());
+    failed_resets(load(), &work, &count);
     joins(load(), load(), &work, &count);
     intervals(load(), &work, &count);
 }
@@ -173,6 +175,28 @@ fn rows<P: Probe<Snapshot: ProcessRows>>(mut probe: P) {
         snapshot.rows().iter().fold(snapshot.folded_usage(), |sum, row| sum.plus(row.usage()));
     let none = <<P::Snapshot as ProcessRows>::Row as ProcessRow>::Usage::default();
     let _ = total.since(&none);
+}
+
+/// A reset that fails in another probe of the walk, before or after it, ends no window.
+fn failed_resets<P: TaskProbe<Snapshot: ProcessRows>>(
+    mut probe: P,
+    work: &impl Fn(),
+    count: &impl Fn(&<<P::Snapshot as ProcessRows>::Row as ProcessRow>::Usage) -> u64,
+) {
+    let start = read(probe.reset()).window().end_ns;
+    work();
+    read(TaskProbe::before_walk(&mut probe, Read::Reset));
+    work();
+    read(TaskProbe::before_walk(&mut probe, Read::Reset));
+    let mut buffer = RecordBuffer::default();
+    let walk = read(Walk::make(Some(&mut probe), &mut buffer));
+    let failed = read(probe.after_walk(&walk));
+    work();
+    let snapshot = read(probe.reset());
+    let windows = [failed.window(), snapshot.window()];
+    assert_eq!(windows.map(|window| window.start_ns), [start; 2], "a failed reset ends a window");
+    let (before, all) = (own_count(&failed, count), own_count(&snapshot, count));
+    assert!(0 < before && before < all, "{before}, with more work {all}, after a failed reset");
 }
 
 /// Joined with another it shows the same, over one window.

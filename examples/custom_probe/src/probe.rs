@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ebpfmetrics::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, Provenance, Requirements,
+    Cost, Degraded, Health, Kernel, Probe, Provenance, Requirements,
     Result, Source,
     kit::{
-        Decode, Ledger, Loader, Object, Read, TaskProbe, Walk, Windows, in_initial_pid_namespace,
-        read_alone,
+        Decode, Ledger, Loader, MAX_EXITED, Object, Read, TaskProbe, Walk, Windows, check_option,
+        in_initial_pid_namespace, read_alone,
     },
 };
 
@@ -69,7 +69,7 @@ impl SyscallProbeBuilder {
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
-    /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
+    /// What is missing, by [`ErrorKind`](ebpfmetrics::ErrorKind), and what to do about it, in the text.
     pub fn load(self) -> Result<SyscallProbe> {
         let kernel = Loader::kernel(SyscallProbe::NAME, SyscallProbe::requirements())?;
         self.load_on(&kernel)
@@ -80,10 +80,8 @@ impl SyscallProbeBuilder {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_on(self, kernel: &Kernel) -> Result<SyscallProbe> {
-        if self.max_exited > 1 << 24 || !(1..=1 << 22).contains(&self.processes) {
-            let text = "probe syscalls: max_exited is at most 2^24, processes 1 to 2^22";
-            return Err(Error::new(ErrorKind::InvalidOption, text));
-        }
+        check_option(SyscallProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)?;
+        check_option(SyscallProbe::NAME, "processes", self.processes, 1..=1 << 22)?;
         let mut object = Loader::new(SyscallProbe::NAME, SyscallProbe::requirements(), OBJECT)
             .entries("counts", self.processes)
             .entries("exited", self.max_exited.max(1))
@@ -154,12 +152,7 @@ impl Probe for SyscallProbe {
 
     fn health(&self) -> Result<Health> {
         let mut health = self.object.health()?;
-        if !self.sees_all {
-            health.degraded.push(Degraded {
-                feature: "processes of other PID namespaces",
-                reason: "not in the initial PID namespace: they show when they exit".to_owned(),
-            });
-        }
+        health.degraded.extend(Degraded::unless_all_seen(self.sees_all));
         Ok(health)
     }
 

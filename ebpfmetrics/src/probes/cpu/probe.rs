@@ -9,8 +9,9 @@ use super::{
     threads::Threads,
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
+    Cost, Degraded, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
     Result, Source, Watch,
+    error::{MAX_EXITED, check_option},
     ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -140,7 +141,7 @@ impl CpuProbeBuilder {
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
-    /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
+    /// What is missing, by [`ErrorKind`](crate::ErrorKind), and what to do about it, in the text.
     pub fn load(self) -> Result<CpuProbe> {
         let kernel = Loader::kernel(CpuProbe::NAME, CpuProbe::requirements())?;
         self.load_on(&kernel)
@@ -181,14 +182,10 @@ impl CpuProbeBuilder {
     }
 
     fn slots(&self) -> Result<u32> {
-        let invalid = |what| Error::new(ErrorKind::InvalidOption, format!("probe cpu: {what}"));
-        if self.max_exited > 1 << 24 {
-            return Err(invalid("max_exited is at most 16,777,216"));
-        }
-        match self.switch_table_entries {
-            1..=0x40_0000 => Ok(self.switch_table_entries.next_power_of_two()),
-            _ => Err(invalid("switch_table_entries is 1 to 4,194,304")),
-        }
+        check_option(CpuProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)?;
+        let entries = self.switch_table_entries;
+        check_option(CpuProbe::NAME, "switch_table_entries", entries, 1..=1 << 22)?;
+        Ok(entries.next_power_of_two())
     }
 }
 
@@ -303,22 +300,21 @@ impl CpuProbe {
         ];
         self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
 
-        let mut degraded = |missing: bool, feature, reason: &str| {
-            if missing {
-                self.degraded.push(Degraded { feature, reason: reason.to_owned() });
-            }
-        };
-        degraded(!self.has_wait, "run_queue_wait", "the kernel lacks CONFIG_SCHED_INFO");
-        degraded(
-            !idle && self.sees_all,
-            "idle",
-            "the kernel lacks CONFIG_SCHEDSTATS, and CONFIG_CGROUP_CPUACCT or per-CPU variables in BTF",
-        );
-        degraded(
-            !self.sees_all,
-            "processes of other PID namespaces",
-            "not in the initial PID namespace: they show when they exit, not while they live",
-        );
+        let degraded = [
+            Degraded::when(
+                !self.has_wait,
+                "run_queue_wait",
+                "the kernel lacks CONFIG_SCHED_INFO",
+            ),
+            Degraded::when(
+                !idle && self.sees_all,
+                "idle",
+                "the kernel lacks CONFIG_SCHEDSTATS, and CONFIG_CGROUP_CPUACCT or per-CPU \
+                 variables in BTF",
+            ),
+            Degraded::unless_all_seen(self.sees_all),
+        ];
+        self.degraded = degraded.into_iter().flatten().collect();
     }
 }
 

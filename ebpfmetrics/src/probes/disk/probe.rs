@@ -11,8 +11,9 @@ use super::{
     record::{self, ControlRecord, ProcessRecord, RowKey, RowRecord},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, ProcessId, ProcessInfo,
+    Cost, Degraded, Health, Kernel, Probe, ProcessId, ProcessInfo,
     Provenance, Requirements, Result, Source,
+    error::{MAX_EXITED, check_option},
     ledger::Ledger,
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -155,7 +156,7 @@ impl DiskProbeBuilder {
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
-    /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
+    /// What is missing, by [`ErrorKind`](crate::ErrorKind), and what to do about it, in the text.
     pub fn load(self) -> Result<DiskProbe> {
         let kernel = Loader::kernel(DiskProbe::NAME, DiskProbe::requirements())?;
         self.load_on(&kernel)
@@ -205,12 +206,9 @@ impl DiskProbeBuilder {
             ("dirty_files", self.dirty_files),
             ("max_processes", self.max_processes),
         ] {
-            if !(1..=1 << 22).contains(&entries) {
-                let text = format!("probe disk: {what} is 1 to 4,194,304");
-                return Err(Error::new(ErrorKind::InvalidOption, text));
-            }
+            check_option(DiskProbe::NAME, what, entries, 1..=1 << 22)?;
         }
-        Ok(())
+        check_option(DiskProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)
     }
 }
 
@@ -419,33 +417,26 @@ impl DiskProbe {
         ];
         self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
 
-        let mut degraded = |missing: bool, feature, reason: &str| {
-            if missing {
-                self.degraded.push(Degraded { feature, reason: reason.to_owned() });
-            }
-        };
-        degraded(
+        let degraded = [Degraded::when(
             !self.has_io_accounting,
             "dirtied_bytes",
             "the kernel lacks CONFIG_TASK_IO_ACCOUNTING",
-        );
-        degraded(
+        ), Degraded::when(
             self.hooks.dirty.is_none(),
             "write_back",
             "the kernel has no tracepoint for pages that become dirty: write-back is charged to \
              the kernel's threads",
-        );
-        degraded(
+        ), Degraded::when(
             self.hooks.start.is_none(),
             "direct",
             "the kernel has neither block_io_start nor block_getrq: operations are charged to who \
              issues them, which is another for 1 to 2 % of them",
-        );
-        degraded(
+        ), Degraded::when(
             !self.sees_all,
             "dirtied_bytes of other PID namespaces",
             "not in the initial PID namespace: they show when a process exits, not while it lives",
-        );
+        )];
+        self.degraded = degraded.into_iter().flatten().collect();
     }
 }
 

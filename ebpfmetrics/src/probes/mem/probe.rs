@@ -9,8 +9,9 @@ use super::{
     record::{self, EndedRecord, FoldedRecord},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
+    Cost, Degraded, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
     Result, Source, Watch,
+    error::{MAX_EXITED, check_option},
     ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -172,7 +173,7 @@ impl MemProbeBuilder {
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
-    /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
+    /// What is missing, by [`ErrorKind`](crate::ErrorKind), and what to do about it, in the text.
     pub fn load(self) -> Result<MemProbe> {
         let kernel = Loader::kernel(MemProbe::NAME, MemProbe::requirements())?;
         self.load_on(&kernel)
@@ -245,14 +246,8 @@ impl MemProbeBuilder {
     }
 
     fn check(&self) -> Result<()> {
-        let invalid = |what| Error::new(ErrorKind::InvalidOption, format!("probe mem: {what}"));
-        if self.max_exited > 1 << 24 {
-            return Err(invalid("max_exited is at most 16,777,216"));
-        }
-        if !(1..=1 << 24).contains(&self.max_tracked) {
-            return Err(invalid("max_tracked is 1 to 16,777,216"));
-        }
-        Ok(())
+        check_option(MemProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)?;
+        check_option(MemProbe::NAME, "max_tracked", self.max_tracked, 1..=1 << 24)
     }
 }
 
@@ -368,14 +363,8 @@ impl MemProbe {
             )),
         }
         self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
-        if !self.sees_all && self.fallback == Fallback::None {
-            self.degraded.push(Degraded {
-                feature: "processes of other PID namespaces",
-                reason: "not in the initial PID namespace: they show when they exit, not while \
-                         they live"
-                    .into(),
-            });
-        }
+        let all_shown = self.sees_all || self.fallback != Fallback::None;
+        self.degraded.extend(Degraded::unless_all_seen(all_shown));
     }
 }
 

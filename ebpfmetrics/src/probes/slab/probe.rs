@@ -8,8 +8,9 @@ use super::{
     record::{self, FoldedRecord, ProcessRecord, TallyRecord, size_told},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
+    Cost, Degraded, ErrorKind, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
     Result, Source,
+    error::{MAX_EXITED, check_option},
     ledger::{Decode, Known, Ledger, Totals as _},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -169,17 +170,12 @@ impl SlabProbeBuilder {
     }
 
     fn slots(&self) -> Result<u32> {
-        let invalid = |what| Error::new(ErrorKind::InvalidOption, format!("probe slab: {what}"));
-        if self.max_exited > 1 << 24 {
-            return Err(invalid("max_exited is at most 16,777,216"));
+        check_option(SlabProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)?;
+        if let Some(entries) = self.addresses {
+            check_option(SlabProbe::NAME, "address_map", entries, 1..=1 << 26)?;
         }
-        if self.addresses.is_some_and(|entries| !(1..=1 << 26).contains(&entries)) {
-            return Err(invalid("address_map takes 1 to 67,108,864 entries"));
-        }
-        match self.table_entries {
-            1..=0x40_0000 => Ok(self.table_entries.next_power_of_two()),
-            _ => Err(invalid("table_entries is 1 to 4,194,304")),
-        }
+        check_option(SlabProbe::NAME, "table_entries", self.table_entries, 1..=1 << 22)?;
+        Ok(self.table_entries.next_power_of_two())
     }
 }
 
@@ -291,14 +287,7 @@ impl SlabProbe {
             source("exited", "tp_btf/sched_process_free"),
         ];
         self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
-        if !self.sees_all {
-            self.degraded.push(Degraded {
-                feature: "processes of other PID namespaces",
-                reason: "not in the initial PID namespace: they show when they exit, not while \
-                         they live"
-                    .to_owned(),
-            });
-        }
+        self.degraded.extend(Degraded::unless_all_seen(self.sees_all));
     }
 }
 
