@@ -7,7 +7,9 @@ mod support;
 use std::{cell::RefCell, collections::HashSet, hint::black_box, rc::Rc};
 
 use anyhow::{Result, bail, ensure};
-use ebpfmetrics::{AnyProbe, CpuProbe, Joined, Kernel, MemProbe, Probe, ProcessRow as _, ProcessRows};
+use ebpfmetrics::{
+    AnyProbe, CpuProbe, Joined, Kernel, MemProbe, Probe, ProcessRow as _, ProcessRows,
+};
 use procfs::Current as _;
 use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};

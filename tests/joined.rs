@@ -27,7 +27,9 @@ fn probes() -> (CpuProbe, MemProbe) {
 }
 
 /// A snapshot, and how often each iterator was run for it.
-fn with_runs<J: Join>(joined: &mut Joined<J>) -> (JoinedSnapshot<J::Snapshots>, Vec<(String, u64)>) {
+fn with_runs<J: Join>(
+    joined: &mut Joined<J>,
+) -> (JoinedSnapshot<J::Snapshots>, Vec<(String, u64)>) {
     let runs = |joined: &Joined<J>| {
         let programs = joined.cost().unwrap().programs.into_iter();
         let iterators = programs.filter(|it| it.program.contains("_tasks"));
@@ -35,7 +37,8 @@ fn with_runs<J: Join>(joined: &mut Joined<J>) -> (JoinedSnapshot<J::Snapshots>, 
     };
     let before = runs(joined);
     let snapshot = joined.snapshot().unwrap();
-    let grown = runs(joined).into_iter().zip(before).map(|((name, now), (_, then))| (name, now - then));
+    let grown =
+        runs(joined).into_iter().zip(before).map(|((name, now), (_, then))| (name, now - then));
     (snapshot, grown.collect())
 }
 
@@ -129,7 +132,8 @@ fn a_set_is_read_in_one_walk_and_each_figure_is_right() {
     assert_eq!((of("mem_tasks"), of("disk_tasks")), (0, 0), "{runs:?}");
     assert!(of("cpu_tasks") > 10, "{runs:?}");
 
-    let (cpu, mem) = (snapshot.part::<CpuSnapshot>().unwrap(), snapshot.part::<MemSnapshot>().unwrap());
+    let (cpu, mem) =
+        (snapshot.part::<CpuSnapshot>().unwrap(), snapshot.part::<MemSnapshot>().unwrap());
     let disk = snapshot.parts[2].downcast_ref::<DiskSnapshot>().unwrap();
     assert!(snapshot.parts[2].downcast_ref::<CpuSnapshot>().is_none());
     assert_eq!([cpu.window, mem.window, disk.window], [snapshot.window; 3]);

@@ -229,7 +229,11 @@ impl<P: Probe + Unpin> Watched<P> {
         // dropped in the middle of a read
         let mut again = probe.stream(Duration::from_millis(10));
         tokio::time::sleep(Duration::from_millis(30)).await;
-        poll_fn(|cx| Poll::Ready(drop(Pin::new(&mut again).poll_next(cx)))).await;
+        poll_fn(|cx| {
+            let _ = Pin::new(&mut again).poll_next(cx);
+            Poll::Ready(())
+        })
+        .await;
         (self.sum, self.intervals)
     }
 }
@@ -316,6 +320,11 @@ fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
         (programs, descriptors(), threads())
     };
     let gone = poll(Duration::from_secs(10), || (left() == (0, open, alone)).then_some(()));
-    assert!(gone.is_some(), "programs, descriptors, threads: {:?}, before {:?}", left(), (open, alone));
+    assert!(
+        gone.is_some(),
+        "programs, descriptors, threads: {:?}, before {:?}",
+        left(),
+        (open, alone)
+    );
     println!("intervals {fast}, {slow}, {set}; {restarts} restarts; {told:?}");
 }

@@ -85,37 +85,34 @@ impl<S: Send + 'static> Snapshot for JoinedSnapshot<S> {
     }
 }
 
-/// Probes that can be joined: tuples of two to four
-/// [`TaskProbe`](crate::kit::TaskProbe)s, and any number of [`AnyProbe`]s in a `Vec`.
-pub trait Join: Members {}
-
-impl<P: Members> Join for P {}
-
 /// How many probes can share a walk: the kernel follows 33 tail calls from one program,
 /// before 5.17 on some machines 32.
 pub(crate) const MOST_PROBES: usize = 33;
 
-/// What joining takes. Nobody else implements it.
-pub trait Members: Send + 'static {
-    /// The snapshots of all.
+/// Probes that can be joined: tuples of two to four
+/// [`TaskProbe`](crate::kit::TaskProbe)s, and a `Vec` of [`AnyProbe`]s.
+///
+/// It is implemented here alone.
+pub trait Join: Send + 'static {
+    /// The snapshots of all, in the order of the probes.
     type Snapshots: Send + 'static;
 
     /// What all of them need, as far as their types say.
+    #[doc(hidden)]
     fn requirements() -> Requirements;
 
-    /// All of them, in their order.
+    #[doc(hidden)]
     fn members(&self) -> Vec<&dyn Member>;
 
-    /// All of them, in their order.
+    #[doc(hidden)]
     fn members_mut(&mut self) -> Vec<&mut dyn Member>;
 
     /// Has each take in a walk.
-    ///
-    /// # Errors
-    /// The first of theirs.
+    #[doc(hidden)]
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<Self::Snapshots>;
 
     /// The snapshots one by one.
+    #[doc(hidden)]
     fn parts(snapshots: &Self::Snapshots) -> Vec<&dyn Snapshot>;
 }
 
@@ -163,8 +160,7 @@ impl<P: Join> Joined<P> {
         }
         let parts = P::parts(&snapshots);
         let losses = Losses::sum(parts.iter().map(|part| part.losses()));
-        let provenance =
-            Provenance::of_all(Self::NAME, parts.iter().map(|part| part.provenance()));
+        let provenance = Provenance::of_all(Self::NAME, parts.iter().map(|part| part.provenance()));
         Ok(JoinedSnapshot { window, losses, provenance: Arc::new(provenance), parts: snapshots })
     }
 }
@@ -232,7 +228,7 @@ impl<'a, R: ProcessRow> Rows<'a, R> {
 
 macro_rules! tuple {
     ($($probe:ident $index:tt),*) => {
-        impl<$($probe: TaskProbe),*> Members for ($($probe,)*) {
+        impl<$($probe: TaskProbe),*> Join for ($($probe,)*) {
             type Snapshots = ($($probe::Snapshot,)*);
 
             fn requirements() -> Requirements {
@@ -278,7 +274,7 @@ tuple!(A 0, B 1);
 tuple!(A 0, B 1, C 2);
 tuple!(A 0, B 1, C 2, D 3);
 
-impl Members for Vec<AnyProbe> {
+impl Join for Vec<AnyProbe> {
     type Snapshots = Vec<AnySnapshot>;
 
     fn requirements() -> Requirements {

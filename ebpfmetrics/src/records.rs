@@ -2,10 +2,7 @@
 
 use std::io;
 
-use crate::{
-    Error, ErrorKind, Result,
-    task::RecordHead,
-};
+use crate::{Error, ErrorKind, Result, task::RecordHead};
 
 /// What the iterators of a walk wrote, aligned for records of 8-byte fields. Keeps its
 /// memory from walk to walk.

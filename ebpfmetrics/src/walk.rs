@@ -227,8 +227,7 @@ mod tests {
     fn a_window_goes_on_until_it_is_ended() {
         let buffer = RecordBuffer::default();
         let walk = |end_ns| Walk { end_ns, records: &buffer };
-        let mut windows =
-            Windows { start_ns: 10, losses: vec![], end_ns: 10, losses_now: vec![] };
+        let mut windows = Windows { start_ns: 10, losses: vec![], end_ns: 10, losses_now: vec![] };
         let window = |start_ns, end_ns| Window { start_ns, end_ns };
         assert_eq!(windows.at(&walk(20)), window(10, 20));
         assert_eq!(windows.losses(vec![("full", 3)], [("own", 1)]).total(), 4);

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use ebpfmetrics::{
-    Cost, Degraded, Health, Kernel, Probe, Provenance, Requirements,
-    Result, Source,
+    Cost, Degraded, Health, Kernel, Probe, Provenance, Requirements, Result, Source,
     kit::{
         Decode, Ledger, Loader, MAX_EXITED, Object, Read, TaskProbe, Walk, Windows, check_option,
         in_initial_pid_namespace, read_alone,

@@ -1,8 +1,6 @@
 use std::sync::Arc;
 
-use ebpfmetrics::{
-    Losses, ProcessId, ProcessInfo, Provenance, Usage, Window, kit::Totals,
-};
+use ebpfmetrics::{Losses, ProcessId, ProcessInfo, Provenance, Usage, Window, kit::Totals};
 
 /// The system calls of every process in a window.
 #[derive(Clone, Debug)]

@@ -4,7 +4,9 @@
 mod support;
 
 use custom_probe::{SyscallProbe, SyscallProcess, SyscallSnapshot};
-use ebpfmetrics::{AnyProbe, CpuProbe, CpuProcess, Joined, Kernel, MemProbe, Probe as _, Snapshot as _};
+use ebpfmetrics::{
+    AnyProbe, CpuProbe, CpuProcess, Joined, Kernel, MemProbe, Probe as _, Snapshot as _,
+};
 use support::Caller;
 
 #[test]

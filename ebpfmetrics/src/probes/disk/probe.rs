@@ -417,25 +417,31 @@ impl DiskProbe {
         ];
         self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
 
-        let degraded = [Degraded::when(
-            !self.has_io_accounting,
-            "dirtied_bytes",
-            "the kernel lacks CONFIG_TASK_IO_ACCOUNTING",
-        ), Degraded::when(
-            self.hooks.dirty.is_none(),
-            "write_back",
-            "the kernel has no tracepoint for pages that become dirty: write-back is charged to \
-             the kernel's threads",
-        ), Degraded::when(
-            self.hooks.start.is_none(),
-            "direct",
-            "the kernel has neither block_io_start nor block_getrq: operations are charged to who \
-             issues them, which is another for 1 to 2 % of them",
-        ), Degraded::when(
-            !self.sees_all,
-            "dirtied_bytes of other PID namespaces",
-            "not in the initial PID namespace: they show when a process exits, not while it lives",
-        )];
+        let degraded = [
+            Degraded::when(
+                !self.has_io_accounting,
+                "dirtied_bytes",
+                "the kernel lacks CONFIG_TASK_IO_ACCOUNTING",
+            ),
+            Degraded::when(
+                self.hooks.dirty.is_none(),
+                "write_back",
+                "the kernel has no tracepoint for pages that become dirty: write-back is charged \
+                 to the kernel's threads",
+            ),
+            Degraded::when(
+                self.hooks.start.is_none(),
+                "direct",
+                "the kernel has neither block_io_start nor block_getrq: operations are charged to \
+                 who issues them, which is another for 1 to 2 % of them",
+            ),
+            Degraded::when(
+                !self.sees_all,
+                "dirtied_bytes of other PID namespaces",
+                "not in the initial PID namespace: they show when a process exits, not while it \
+                 lives",
+            ),
+        ];
         self.degraded = degraded.into_iter().flatten().collect();
     }
 }
