@@ -131,6 +131,50 @@ fn a_running_spinner_is_right_at_this_very_moment() {
     assert!(correction > 10 * error, "nothing was corrected: {correction} ns");
 }
 
+/// What is told of a running thread is never taken back, so it must not be ahead of its
+/// clock: not by what a hypervisor took from its CPU, nor by the time in which the
+/// scheduler looks for another task. Threads that crowd the CPUs, read while they run.
+#[test]
+fn nothing_is_told_before_it_is_spent() {
+    let mut probe = CpuProbe::builder().threads(true).load().unwrap();
+    let before_spinners = thread_ids();
+    let stop = Arc::new(AtomicBool::new(false));
+    let spinners: Vec<_> = (0..3)
+        .map(|nap| {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    (0..20_000).for_each(|_| std::hint::spin_loop());
+                    if nap == 2 {
+                        sleep(Duration::from_micros(200));
+                    }
+                }
+            })
+        })
+        .collect();
+    let tids: Vec<_> = thread_ids().difference(&before_spinners).copied().collect();
+    let (mut ahead_ns, mut running) = (Vec::new(), 0);
+    for _ in 0..2000 {
+        sleep(Duration::from_micros(700));
+        let snapshot = probe.snapshot().unwrap();
+        for &tid in &tids {
+            let clock = thread_cpu_ns(tid).unwrap();
+            let row = snapshot.threads.iter().find(|thread| thread.id.tid == tid).unwrap();
+            running += usize::from(row.running_at_ns.is_some());
+            ahead_ns.push(row.usage.cpu_time.as_nanos() as i64 - clock as i64);
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    spinners.into_iter().for_each(|spinner| spinner.join().unwrap());
+    ahead_ns.sort_unstable();
+    println!("ahead by {:?} ns at most; {running} times read while it ran", ahead_ns.last());
+    assert!(running > 100, "{running} times");
+    // An emulator, and a hypervisor for an instant, takes a CPU and nobody is told.
+    let few = ahead_ns.len() / if emulated() { 20 } else { 500 };
+    let most = ahead_ns[ahead_ns.len() - 1 - few];
+    assert!(most < 50_000, "{most} ns ahead, {few} looks of {} more", ahead_ns.len());
+}
+
 #[test]
 fn a_spinner_that_ran_long_before_shows_in_full() {
     for accounting in BOTH {

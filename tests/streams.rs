@@ -162,7 +162,7 @@ fn ticks_do_not_drift() {
 }
 
 /// Of a process that was stopped. What it was told to have while it ran is never taken
-/// back, and that may be ahead by what a hypervisor took since the last tick.
+/// back: it may be ahead by an instant in which a hypervisor took the CPU.
 #[track_caller]
 fn assert_all_told(told: Duration, pid: u32) {
     let truth = Duration::from_nanos(schedstat(pid).unwrap().cpu_ns);

@@ -29,12 +29,13 @@ DEFINE_LOSSES(CPU_LOSSES)
 const volatile bool account_switches = false;
 const volatile u32 slot_mask = 0; /* entries of `slots` less one: a power of two less one */
 /*
- * Where the per-CPU variables runqueues and root_cpuacct_cpuusage lie in the
- * per-CPU area, from the kernel's BTF: their distance leads from the one to the
- * other. Both 0 where the BTF does not say.
+ * Where the per-CPU variables runqueues, root_cpuacct_cpuusage and steal_time lie
+ * in the per-CPU area, from the kernel's BTF: their distance leads from the one to
+ * the other. 0 where the BTF does not say.
  */
 const volatile u64 runqueues_offset = 0;
 const volatile u64 cpuacct_offset = 0;
+const volatile u64 steal_time_offset = 0;
 
 enum record_kind {
 	RECORD_TASK = 1,
@@ -327,28 +328,65 @@ static __always_inline void forget_charges(u64 owner, u32 tgid)
 	bpf_map_delete_elem(&overflow, &owner);
 }
 
+/* What lies at another offset of the per-CPU area of the same CPU. */
+static __always_inline u64 beside_run_queue(struct cfs_rq *cfs_rq, u64 offset)
+{
+	u64 address = 0;
+
+	bpf_probe_read_kernel(&address, sizeof(address), &cfs_rq->rq);
+	return address + offset - runqueues_offset;
+}
+
+/* What KVM tells a guest of a CPU, the beginning of its kvm_steal_time: an interface. */
+struct stolen_time {
+	u64 ns;
+	u32 version;
+	u32 flags;
+	u8 preempted;
+	u8 padding[7];
+};
+
+/*
+ * Time that the hypervisor took from a CPU since the scheduler last looked: not the
+ * running task's, and the scheduler will leave it out at its next look. All of the
+ * time since then, if the hypervisor has taken the CPU away right now.
+ */
+static __always_inline u64 read_unseen_steal(struct cfs_rq *cfs_rq)
+{
+	u64 seen = has_seen_steal() ? cfs_rq->rq->prev_steal_time_rq : 0;
+	struct stolen_time steal = {};
+
+	/* it has never looked: without the account of stolen time it does not */
+	if (!steal_time_offset || !seen ||
+	    bpf_probe_read_kernel(&steal, sizeof(steal),
+				  (void *)beside_run_queue(cfs_rq, steal_time_offset)))
+		return 0;
+	return steal.preempted & 1 ? ~0ULL >> 1 : steal.ns - seen;
+}
+
 /* The time since the scheduler last brought sum_exec_runtime of a running task up to date. */
 static __always_inline void read_running(struct cpu_task_record *r, struct task_struct *task)
 {
 	struct rq *rq = task->se.cfs_rq->rq;
 
 	r->cpu = rq->cpu;
-	if (rq->curr != task)
-		return;
 	/* sum and start must belong together: read again if an update came between */
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < 3 && is_running(task, rq); i++) {
 		u64 start = *(volatile u64 *)&task->se.exec_start;
 		u64 task_clock = *(volatile u64 *)&rq->clock_task;
 		u64 behind = *(volatile u64 *)&rq->clock - task_clock;
 
 		r->sum_exec_ns = *(volatile u64 *)&task->se.sum_exec_runtime;
 		r->running_at_ns = bpf_ktime_get_ns();
-		r->running_raw_ns = r->running_at_ns - behind - start;
+		r->running_raw_ns =
+		    r->running_at_ns - behind - start - read_unseen_steal(task->se.cfs_rq);
 		if (*(volatile u64 *)&task->se.exec_start == start &&
-		    *(volatile u64 *)&rq->clock_task == task_clock)
-			break;
+		    *(volatile u64 *)&rq->clock_task == task_clock) {
+			r->flags |= TASK_RUNNING_NOW;
+			return;
+		}
 	}
-	r->flags |= TASK_RUNNING_NOW;
+	r->sum_exec_ns = *(volatile u64 *)&task->se.sum_exec_runtime;
 }
 
 /* What SchedSwitch knows of a task, and of a task that it has not seen switch yet. */
@@ -456,10 +494,8 @@ static __always_inline void read_idle_from_run_queue(struct cpu_cpu_record *r, s
 static __always_inline void read_idle_from_cpuacct(struct cpu_cpu_record *r, struct cfs_rq *cfs_rq)
 {
 	struct rq *rq = cfs_rq->rq;
-	u64 address = 0, charged = 0, again = 0;
+	u64 address = beside_run_queue(cfs_rq, cpuacct_offset), charged = 0, again = 0;
 
-	bpf_probe_read_kernel(&address, sizeof(address), &cfs_rq->rq);
-	address += cpuacct_offset - runqueues_offset;
 	for (int i = 0; i < 3; i++) {
 		struct task_struct *task = rq->curr;
 
@@ -520,6 +556,23 @@ int cpu_tasks(struct bpf_iter__task *ctx)
 }
 
 /*
+ * A leader that ended before its last thread is in nobody's sums until its release,
+ * which some machines do not show.
+ */
+static __always_inline void add_waiting_leader(struct cpu_task_record *r, struct task_struct *task)
+{
+	struct task_struct *leader = task->group_leader;
+
+	if (task->pid == task->tgid)
+		return;
+	r->sum_exec_ns += leader->se.sum_exec_runtime;
+	r->user_ns += leader->utime;
+	r->system_ns += leader->stime;
+	r->voluntary_switches += leader->nvcsw;
+	r->involuntary_switches += leader->nivcsw;
+}
+
+/*
  * A thread exits, in its own context: group_leader and real_parent are safe
  * here. Its time still grows, and the kernel adds that up itself.
  */
@@ -547,6 +600,7 @@ int BPF_PROG(cpu_exit, struct task_struct *task)
 	__sync_fetch_and_add(&dead->threads, 1);
 	if (task->signal->live.counter == 0) {
 		read_task(&dead->last, task, true);
+		add_waiting_leader(&dead->last, task);
 		dead->last.ended_ns = bpf_ktime_get_ns();
 		dead->last_is_set = 1;
 	}

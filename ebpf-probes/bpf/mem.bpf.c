@@ -751,6 +751,11 @@ int BPF_PROG(mem_exit, struct task_struct *task)
 	if (r) {
 		read_about_at_exit(&r->about, task);
 		read_faults(&r->faults, task);
+		if (task->pid !=
+		    task->tgid) { /* its leader ended before it: in nobody's sums yet */
+			r->faults.minor += task->group_leader->min_flt;
+			r->faults.major += task->group_leader->maj_flt;
+		}
 		if (t && t->process_start_ns == key.start_ns)
 			r->tracked = *t;
 		mm = task->mm;

@@ -76,11 +76,10 @@ impl Kernel {
         self.btf().iterator(name).is_some()
     }
 
-    /// Where the scheduler's and its accounting's per-CPU data lie: both or neither.
-    pub(crate) fn run_queue_and_cpuacct_offsets(&self) -> Option<(u64, u64)> {
-        let [run_queues, cpuacct] =
-            self.btf().per_cpu_offsets(["runqueues", "root_cpuacct_cpuusage"]);
-        run_queues.zip(cpuacct)
+    /// Where variables lie in the kernel's per-CPU area, in the order of the names; `None`
+    /// for those that the BTF does not list.
+    pub(crate) fn per_cpu_offsets<const N: usize>(&self, names: [&str; N]) -> [Option<u64>; N] {
+        self.btf().per_cpu_offsets(names)
     }
 
     /// Of some hooks those that this kernel lacks.

@@ -40,10 +40,33 @@ static __always_inline bool has_sum_at_pick(void)
 	return bpf_core_field_exists(((struct sched_entity *)0)->prev_sum_exec_runtime);
 }
 
+/*
+ * Whether time goes on its books. A task that has gone to sleep stays current while
+ * the scheduler looks for another, which may take long, and is not charged for that.
+ */
+static __always_inline bool is_running(struct task_struct *task, struct rq *rq)
+{
+	u32 queued = 0;
+
+	/* by helper: it is one byte in 7.x */
+	bpf_core_read(&queued, bpf_core_field_size(task->on_rq), &task->on_rq);
+	if (rq->curr != task || !queued)
+		return false;
+	/* since 6.12 it may sleep and stay queued */
+	return !bpf_core_field_exists(task->se.sched_delayed) ||
+	       !*(volatile unsigned char *)&task->se.sched_delayed;
+}
+
 /* The time of all tasks on a run queue: CONFIG_SCHEDSTATS. */
 static __always_inline bool has_run_queue_cpu_time(void)
 {
 	return bpf_core_field_exists(((struct rq *)0)->rq_cpu_time);
+}
+
+/* What the scheduler knows of stolen time: CONFIG_PARAVIRT_TIME_ACCOUNTING. */
+static __always_inline bool has_seen_steal(void)
+{
+	return bpf_core_field_exists(((struct rq *)0)->prev_steal_time_rq);
 }
 
 /*

@@ -72,6 +72,7 @@ struct rq {
 	int cpu;
 	struct task_struct *curr;
 	unsigned long long rq_cpu_time; /* CONFIG_SCHEDSTATS */
+	u64 prev_steal_time_rq; /* CONFIG_PARAVIRT_TIME_ACCOUNTING */
 };
 
 struct cfs_rq {
@@ -84,6 +85,7 @@ struct sched_entity {
 	u64 prev_sum_exec_runtime;
 	u64 nr_migrations;
 	struct cfs_rq *cfs_rq;
+	unsigned char sched_delayed; /* since 6.12 */
 };
 
 struct sched_info {
@@ -149,6 +151,7 @@ struct signal_struct {
 
 struct task_struct {
 	unsigned int flags;
+	int on_rq;
 	int prio;
 	int exit_state;
 	int exit_code;

@@ -158,8 +158,13 @@ impl CpuProbeBuilder {
         let mut loader = Loader::new(CpuProbe::NAME, CpuProbe::requirements(), ebpf_probes::CPU)
             .global("account_switches", u8::from(switches))
             .entries("exited", self.max_exited.max(1));
-        if let Some((run_queues, cpuacct)) = kernel.run_queue_and_cpuacct_offsets() {
-            loader = loader.global("runqueues_offset", run_queues).global("cpuacct_offset", cpuacct);
+        let [run_queues, cpuacct, steal] =
+            kernel.per_cpu_offsets(["runqueues", "root_cpuacct_cpuusage", "steal_time"]);
+        if let Some(run_queues) = run_queues {
+            loader = loader
+                .global("runqueues_offset", run_queues)
+                .global("cpuacct_offset", cpuacct.unwrap_or_default())
+                .global("steal_time_offset", steal.unwrap_or_default());
         }
         if switches {
             loader = loader
