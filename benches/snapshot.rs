@@ -7,7 +7,9 @@ mod support;
 use std::{cell::RefCell, collections::HashSet, hint::black_box, rc::Rc};
 
 use anyhow::{Result, ensure};
-use ebpfmetrics::{CpuProbe, Joined, Kernel, MemProbe, Probe, ProcessRow as _, ProcessRows};
+use ebpfmetrics::{
+    AnyProbe, CpuProbe, Joined, Kernel, MemProbe, Probe, ProcessRow as _, ProcessRows,
+};
 use procfs::Current as _;
 use support::{Helper, Quartiles, Role, process_cpu_ns, role, swarm};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
@@ -88,10 +90,16 @@ fn readers() -> Result<Vec<Reader>> {
     };
     let mut joined = Joined::new(load()?)?;
     let (cpu, mem) = load()?;
+    let mut set = Joined::new(vec![AnyProbe::new(cpu), AnyProbe::new(mem)])?;
+    let (cpu, mem) = load()?;
     let (cpu, mem) = (Rc::new(RefCell::new(cpu)), Rc::new(RefCell::new(mem)));
     let (cpu_alone, mem_alone) = (Rc::clone(&cpu), Rc::clone(&mem));
     let joined = move || {
         let snapshot = black_box(joined.snapshot()?);
+        Ok(snapshot.processes().map(|process| process.id.pid).collect())
+    };
+    let set = move || {
+        let snapshot = black_box(set.snapshot()?);
         Ok(snapshot.processes().map(|process| process.id.pid).collect())
     };
     let separately = move || {
@@ -106,6 +114,7 @@ fn readers() -> Result<Vec<Reader>> {
     };
     Ok(vec![
         Reader { name: "CpuProbe and MemProbe, joined", read: Box::new(joined) },
+        Reader { name: "the same, as a set of AnyProbe", read: Box::new(set) },
         Reader { name: "both, read separately", read: Box::new(separately) },
         Reader { name: "CpuProbe", read: Box::new(move || read(&cpu_alone)) },
         Reader { name: "MemProbe", read: Box::new(move || read(&mem_alone)) },

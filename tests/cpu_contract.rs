@@ -11,9 +11,7 @@ use std::{
     time::Duration,
 };
 
-use ebpfmetrics::{
-    AnyProbe, CpuAccounting, CpuProbe, ErrorKind, Kernel, Probe, ProcessId, Statistics,
-};
+use ebpfmetrics::{CpuAccounting, CpuProbe, ErrorKind, Kernel, Probe, ProcessId, Statistics};
 use ebpfmetrics_suite::{Workload, loaded_objects, poll, schedstat};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -272,19 +270,6 @@ fn health_and_cost_are_told() {
     assert_eq!(health.programs, 5);
     // Kernels before 6.4 tell what maps take when they are full.
     assert!((1 << 20..10 << 20).contains(&health.map_bytes), "{health:?}");
-}
-
-#[test]
-fn a_probe_works_as_a_trait_object() {
-    let mut probe = AnyProbe::new(CpuProbe::builder().load().unwrap());
-    assert_eq!(probe.name(), "cpu");
-    let snapshot = probe.reset().unwrap();
-    assert_eq!(snapshot.provenance().probe, "cpu");
-    let any: Box<dyn std::any::Any> = snapshot;
-    assert!(any.downcast_ref::<ebpfmetrics::CpuSnapshot>().is_some());
-    // what a program of threads and closures needs
-    fn moves<T: Send + 'static>(_: T) {}
-    moves(probe);
 }
 
 #[test]

@@ -106,3 +106,23 @@ impl fmt::Debug for Error {
             .finish_non_exhaustive()
     }
 }
+
+/// Refuses an option of a probe's builder that is out of range.
+///
+/// # Errors
+/// [`ErrorKind::InvalidOption`], with the range.
+pub fn check_option(
+    probe: &str,
+    option: &str,
+    value: u32,
+    range: std::ops::RangeInclusive<u32>,
+) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let text = format!("probe {probe}: {option} is {} to {}", range.start(), range.end());
+    Err(Error::new(ErrorKind::InvalidOption, text))
+}
+
+/// The most processes that may be listed one by one: the range of `max_exited`.
+pub const MAX_EXITED: std::ops::RangeInclusive<u32> = 0..=1 << 24;

@@ -3,18 +3,21 @@
 use std::sync::Arc;
 
 use crate::{
-    Cost, Health, Losses, Probe, ProcessId, ProcessInfo, ProcessRow, ProcessRows, Provenance,
-    Requirements, Result, Snapshot, Window,
-    loader::{Object, RecordBuffer},
-    walk::{Read, TaskProbe, Walk},
+    AnyProbe, AnySnapshot, Cost, Error, ErrorKind, Health, Losses, Probe, ProcessId, ProcessInfo,
+    ProcessRow, ProcessRows, Provenance, Requirements, Result, Snapshot, Window,
+    records::RecordBuffer,
+    walk::{Member, Read, TaskProbe, Walk, Windows},
 };
 
 /// Several probes read together: one window, one walk over all tasks.
 ///
 /// Each probe's iterator hands every task on to the next probe's (a tail call), so
 /// that the kernel goes over its tasks once, and the figures of a process are of
-/// the same moment. Tuples of two to four probes of any kind can be joined, one of a
-/// kind or several.
+/// the same moment. A reset ends the windows of all probes or, if one of them cannot be
+/// read, of none.
+///
+/// Which probes: a tuple of two to four, of any kinds, where the program knows them;
+/// else a `Vec` of [`AnyProbe`], of none to 33.
 ///
 /// ```no_run
 /// use ebpfmetrics::{CpuProbe, Joined, Kernel, MemProbe, Probe};
@@ -37,6 +40,7 @@ use crate::{
 #[must_use = "dropping it detaches the probes"]
 pub struct Joined<P> {
     probes: P,
+    windows: Windows,
     buffer: RecordBuffer,
 }
 
@@ -81,31 +85,83 @@ impl<S: Send + 'static> Snapshot for JoinedSnapshot<S> {
     }
 }
 
-/// Tuples of probes that can be joined: those that walk over all tasks
-/// ([`TaskProbe`]).
-pub trait Join: Sized {
-    /// [`Joined::new`]
-    ///
-    /// # Errors
-    /// Where the kernel refuses; the probes are detached then.
-    fn join(self) -> Result<Joined<Self>>;
+/// How many probes can share a walk: the kernel follows 33 tail calls from one program,
+/// before 5.17 on some machines 32.
+pub(crate) const MOST_PROBES: usize = 33;
 
-    /// [`Joined::into_inner`]
-    fn part(joined: Joined<Self>) -> Self;
+/// Probes that can be joined: tuples of two to four
+/// [`TaskProbe`](crate::kit::TaskProbe)s, and a `Vec` of [`AnyProbe`]s.
+///
+/// It is implemented here alone.
+pub trait Join: Send + 'static {
+    /// The snapshots of all, in the order of the probes.
+    type Snapshots: Send + 'static;
+
+    /// What all of them need, as far as their types say.
+    #[doc(hidden)]
+    fn requirements() -> Requirements;
+
+    #[doc(hidden)]
+    fn members(&self) -> Vec<&dyn Member>;
+
+    #[doc(hidden)]
+    fn members_mut(&mut self) -> Vec<&mut dyn Member>;
+
+    /// Has each take in a walk.
+    #[doc(hidden)]
+    fn after_walk(&mut self, walk: &Walk<'_>) -> Result<Self::Snapshots>;
+
+    /// The snapshots one by one.
+    #[doc(hidden)]
+    fn parts(snapshots: &Self::Snapshots) -> Vec<&dyn Snapshot>;
 }
 
 impl<P: Join> Joined<P> {
     /// Joins probes. The first window of all of them starts here.
     ///
     /// # Errors
-    /// Where the kernel refuses; the probes are detached then.
+    /// [`ErrorKind::InvalidOption`] for more than 33 probes; where the kernel refuses. The
+    /// probes are detached then.
     pub fn new(probes: P) -> Result<Self> {
-        probes.join()
+        let (windows, buffer) = (Windows::begin(), RecordBuffer::default());
+        let mut joined = Self { probes, windows, buffer };
+        let mut members = joined.probes.members_mut();
+        if members.len() > MOST_PROBES {
+            let text = format!("{} probes joined, {MOST_PROBES} is the most", members.len());
+            return Err(Error::new(ErrorKind::InvalidOption, text));
+        }
+        for second in 1..members.len() {
+            if let [from, to] = &mut members[second - 1..=second] {
+                let iterator = to.iterator();
+                from.object_mut().hand_on_to(to.object(), iterator)?;
+            }
+        }
+        joined.read(Read::Reset)?;
+        Ok(joined)
     }
 
     /// Gives the probes back, each by itself again, in the window it is in.
-    pub fn into_inner(self) -> P {
-        P::part(self)
+    pub fn into_inner(mut self) -> P {
+        for probe in self.probes.members_mut() {
+            probe.object_mut().hand_on_to_none();
+        }
+        self.probes
+    }
+
+    fn read(&mut self, read: Read) -> Result<JoinedSnapshot<P::Snapshots>> {
+        let mut members = self.probes.members_mut();
+        members.iter_mut().try_for_each(|probe| probe.before_walk(read))?;
+        let walk = Walk::make(members.into_iter().next(), &mut self.buffer)?;
+        let snapshots = self.probes.after_walk(&walk)?;
+        let window = self.windows.at(&walk);
+        if read == Read::Reset {
+            self.windows.end();
+            self.probes.members_mut().into_iter().for_each(Member::end_window);
+        }
+        let parts = P::parts(&snapshots);
+        let losses = Losses::sum(parts.iter().map(|part| part.losses()));
+        let provenance = Provenance::of_all(Self::NAME, parts.iter().map(|part| part.provenance()));
+        Ok(JoinedSnapshot { window, losses, provenance: Arc::new(provenance), parts: snapshots })
     }
 }
 
@@ -119,6 +175,37 @@ impl<P> Joined<P> {
 impl<P: std::fmt::Debug> std::fmt::Debug for Joined<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Joined").field(&self.probes).finish()
+    }
+}
+
+impl<P: Join> Probe for Joined<P> {
+    type Snapshot = JoinedSnapshot<P::Snapshots>;
+
+    const NAME: &'static str = "joined";
+
+    /// What all of them need; nothing for [`AnyProbe`]s, each of which has found what it
+    /// needs when it was loaded.
+    fn requirements() -> Requirements {
+        P::requirements()
+    }
+
+    fn snapshot(&mut self) -> Result<Self::Snapshot> {
+        self.read(Read::Snapshot)
+    }
+
+    fn reset(&mut self) -> Result<Self::Snapshot> {
+        self.read(Read::Reset)
+    }
+
+    fn health(&self) -> Result<Health> {
+        let parts = self.probes.members().into_iter().map(Member::health);
+        Ok(Health::sum(parts.collect::<Result<Vec<_>>>()?))
+    }
+
+    fn cost(&self) -> Result<Cost> {
+        let parts = self.probes.members().into_iter().map(Member::cost);
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        Ok(Cost { programs: parts.into_iter().flat_map(|cost| cost.programs).collect() })
     }
 }
 
@@ -139,69 +226,29 @@ impl<'a, R: ProcessRow> Rows<'a, R> {
     }
 }
 
-macro_rules! joined {
-    ($($probe:ident $index:tt),*; head $head:tt; links $($from:tt $to:tt),*) => {
+macro_rules! tuple {
+    ($($probe:ident $index:tt),*) => {
         impl<$($probe: TaskProbe),*> Join for ($($probe,)*) {
-            fn join(self) -> Result<Joined<Self>> {
-                let mut joined = Joined { probes: self, buffer: RecordBuffer::default() };
-                $(
-                    let iterator = joined.probes.$to.iterator();
-                    let (from, to) = (&mut joined.probes.$from, &joined.probes.$to);
-                    from.object_mut().hand_on_to(to.object(), iterator)?;
-                )*
-                joined.read(Read::Reset)?;
-                Ok(joined)
-            }
-
-            fn part(mut joined: Joined<Self>) -> Self {
-                $(joined.probes.$index.object_mut().hand_on_to_none();)*
-                joined.probes
-            }
-        }
-
-        impl<$($probe: TaskProbe),*> Joined<($($probe,)*)> {
-            fn read(&mut self, read: Read) -> Result<JoinedSnapshot<($($probe::Snapshot,)*)>> {
-                $(self.probes.$index.before_walk(read)?;)*
-                let iterator = self.probes.$head.iterator();
-                let object: &mut Object = self.probes.$head.object_mut();
-                let walk = Walk::make(read, object, iterator, &mut self.buffer)?;
-                let parts = ($(self.probes.$index.after_walk(&walk)?,)*);
-                Ok(JoinedSnapshot {
-                    window: parts.$head.window(),
-                    losses: Losses::sum([$(parts.$index.losses(),)*]),
-                    provenance: Arc::new(Provenance::of_all(
-                        "joined",
-                        [$(parts.$index.provenance(),)*],
-                    )),
-                    parts,
-                })
-            }
-        }
-
-        impl<$($probe: TaskProbe),*> Probe for Joined<($($probe,)*)> {
-            type Snapshot = JoinedSnapshot<($($probe::Snapshot,)*)>;
-
-            const NAME: &'static str = "joined";
+            type Snapshots = ($($probe::Snapshot,)*);
 
             fn requirements() -> Requirements {
                 Requirements::all([$($probe::requirements(),)*])
             }
 
-            fn snapshot(&mut self) -> Result<Self::Snapshot> {
-                self.read(Read::Snapshot)
+            fn members(&self) -> Vec<&dyn Member> {
+                vec![$(&self.$index,)*]
             }
 
-            fn reset(&mut self) -> Result<Self::Snapshot> {
-                self.read(Read::Reset)
+            fn members_mut(&mut self) -> Vec<&mut dyn Member> {
+                vec![$(&mut self.$index,)*]
             }
 
-            fn health(&self) -> Result<Health> {
-                Ok(Health::sum([$(self.probes.$index.health()?,)*]))
+            fn after_walk(&mut self, walk: &Walk<'_>) -> Result<Self::Snapshots> {
+                Ok(($(self.$index.after_walk(walk)?,)*))
             }
 
-            fn cost(&self) -> Result<Cost> {
-                let parts = [$(self.probes.$index.cost()?,)*];
-                Ok(Cost { programs: parts.into_iter().flat_map(|cost| cost.programs).collect() })
+            fn parts(snapshots: &Self::Snapshots) -> Vec<&dyn Snapshot> {
+                vec![$(&snapshots.$index,)*]
             }
         }
 
@@ -223,6 +270,30 @@ macro_rules! joined {
     };
 }
 
-joined!(A 0, B 1; head 0; links 0 1);
-joined!(A 0, B 1, C 2; head 0; links 0 1, 1 2);
-joined!(A 0, B 1, C 2, D 3; head 0; links 0 1, 1 2, 2 3);
+tuple!(A 0, B 1);
+tuple!(A 0, B 1, C 2);
+tuple!(A 0, B 1, C 2, D 3);
+
+impl Join for Vec<AnyProbe> {
+    type Snapshots = Vec<AnySnapshot>;
+
+    fn requirements() -> Requirements {
+        Requirements::default()
+    }
+
+    fn members(&self) -> Vec<&dyn Member> {
+        self.iter().map(AnyProbe::member).collect()
+    }
+
+    fn members_mut(&mut self) -> Vec<&mut dyn Member> {
+        self.iter_mut().map(AnyProbe::member_mut).collect()
+    }
+
+    fn after_walk(&mut self, walk: &Walk<'_>) -> Result<Self::Snapshots> {
+        self.iter_mut().map(|probe| probe.after_walk(walk)).collect()
+    }
+
+    fn parts(snapshots: &Self::Snapshots) -> Vec<&dyn Snapshot> {
+        snapshots.iter().map(|snapshot| snapshot as &dyn Snapshot).collect()
+    }
+}

@@ -35,6 +35,7 @@
 pub mod conformance;
 
 pub use crate::{
+    error::{MAX_EXITED, check_option},
     ledger::{
         Decode, Ending, Folded, Known, Ledger, RELEASE_TIMEOUT_NS, Reading, TaskTotals, Totals,
         sum_up,
@@ -42,6 +43,7 @@ pub use crate::{
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
     record::Record,
-    task::{ProcessKey, RecordHead, Records, TaskAbout, cast, invalid},
+    records::{RecordBuffer, Records, cast, invalid},
+    task::{ProcessKey, RecordHead, TaskAbout},
     walk::{Read, TaskProbe, UsageOf, Walk, Windows, read_alone},
 };

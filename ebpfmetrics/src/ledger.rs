@@ -307,14 +307,15 @@ impl<T: Totals> Ledger<T> {
         // one of these, or will be.
         let mut ending = object.read_all::<ProcessKey, E>("ending")?;
         let ended = object.take_all::<ProcessKey, X>("exited")?;
-        let folded = object.per_cpu::<F>("folded", 0)?;
+        let folded = object.per_cpu::<F>("folded", 0);
         let released: HashSet<_> = ended.iter().map(|(key, _)| key.process()).collect();
         ending.retain(|(key, _)| !released.contains(&key.process()));
 
         self.live(live, end_ns);
+        // before anything fails: these have been taken out of the map
         self.ended(ended.iter().map(|(_, record)| (decode.ended)(record)));
         self.kernel_folded(
-            folded.iter().map(decode.folded).sum(),
+            folded?.iter().map(decode.folded).sum(),
             &ending.iter().map(|(key, _)| key.process()).collect(),
         );
         if sees_all {

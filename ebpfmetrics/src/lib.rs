@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr))]
 
+mod any_probe;
 #[cfg(feature = "tokio")]
 mod async_stream;
 mod bpf;
@@ -20,6 +21,7 @@ mod probe;
 mod probes;
 mod process;
 mod record;
+mod records;
 mod snapshot;
 mod stream;
 mod sys;
@@ -28,6 +30,7 @@ mod usage;
 mod walk;
 mod watch;
 
+pub use any_probe::{AnyProbe, AnyRows, AnySnapshot};
 #[cfg(feature = "tokio")]
 pub use async_stream::IntervalStream;
 pub use cgroup::{CgroupHierarchy, Cgroups};
@@ -37,7 +40,7 @@ pub use histogram::{Bucket, Histogram};
 pub use join::{Join, Joined, JoinedProcess, JoinedSnapshot};
 pub use kernel::Kernel;
 pub use preflight::{Check, Lockdown, Preflight, Requirements, preflight};
-pub use probe::{AnyProbe, Cost, Degraded, Health, Probe, ProgramCost, Statistics};
+pub use probe::{Cost, Degraded, Health, Probe, ProgramCost, Statistics};
 pub use probes::*;
 pub use process::{Comm, ProcessId, ProcessInfo, ThreadId};
 pub use snapshot::{Losses, Provenance, Snapshot, Source, Window};

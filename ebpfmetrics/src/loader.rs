@@ -26,6 +26,7 @@ use crate::{
     bpf::{self, Refusal, Start},
     btf::{Btf, Hook},
     preflight::preflight_for,
+    records::RecordBuffer,
     sys,
 };
 
@@ -498,7 +499,7 @@ impl Object {
             file.map_err(|error| self.failed("running", program, "BPF_ITER_CREATE", error))?;
         output.fill(&mut fs::File::from(file)).map_err(|error| {
             let text = format!("probe {}: reading {program} failed", self.loader.probe);
-            Error::new(ErrorKind::System, text).with_source(error)
+            Error::new(error.kind(), text).with_source(error)
         })
     }
 
@@ -823,42 +824,6 @@ impl Object {
     }
 }
 
-/// What an iterator wrote, aligned for records of 8-byte fields. Keeps its memory
-/// from pass to pass.
-#[derive(Debug, Default)]
-pub(crate) struct RecordBuffer {
-    words: Vec<u64>,
-    length: usize,
-}
-
-impl RecordBuffer {
-    /// The kernel hands out at most this much at a time.
-    const PIECE: usize = 32 << 10;
-
-    fn fill(&mut self, file: &mut impl io::Read) -> io::Result<()> {
-        self.length = 0;
-        loop {
-            if self.words.len() * 8 < self.length + Self::PIECE {
-                let words = (self.words.len() * 2).max(2 * Self::PIECE / 8);
-                self.words.resize(words, 0);
-            }
-            let free = &mut bytemuck::cast_slice_mut(&mut self.words)[self.length..];
-            match file.read(free) {
-                Ok(0) => return Ok(()),
-                Ok(length) => self.length += length,
-                // after a long stretch without output, for us to let others run
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.length]
-    }
-}
-
 /// A ring buffer, of which this is the one reader.
 pub(crate) struct Ring(RingBuf<MapData>);
 
@@ -972,8 +937,6 @@ fn raise_memlock_limit() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     fn object() -> aya_obj::Object {
@@ -1010,21 +973,17 @@ mod tests {
         for object in [&mut first, &mut second] {
             object.load_iterator("cpu_tasks", "task", &kernel).unwrap();
         }
+        let (of_first, of_second) = (first.stream(), second.stream());
         let mut output = RecordBuffer::default();
         let mut streams = |first: &mut Object| {
             first.iterate("cpu_tasks", &mut output).unwrap();
-            let words: &[u16] = bytemuck::cast_slice(output.bytes());
-            let (mut at, mut streams) = (0, BTreeSet::new());
-            while let Some(&[_, stream, low, high]) = words.get(at..at + 4) {
-                streams.insert(stream);
-                at += (usize::from(low) | usize::from(high) << 16) / 2;
-            }
-            streams
+            let wrote = |stream: &u16| output.of(*stream).len() > 0;
+            [of_first, of_second].into_iter().filter(wrote).collect::<Vec<_>>()
         };
-        let own = BTreeSet::from([first.stream()]);
+        let own = vec![of_first];
         assert_eq!(streams(&mut first), own);
         first.hand_on_to(&second, "cpu_tasks").unwrap();
-        assert_eq!(streams(&mut first), BTreeSet::from([first.stream(), second.stream()]));
+        assert_eq!(streams(&mut first), [of_first, of_second]);
         first.hand_on_to_none();
         assert_eq!(streams(&mut first), own);
         assert_eq!(first.health().unwrap().programs, 1);

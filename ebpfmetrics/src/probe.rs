@@ -12,7 +12,7 @@ use crate::{Error, Intervals, Requirements, Result, Snapshot};
 /// in one process or in many, do not disturb each other.
 ///
 /// The trait is open to other crates. It is `Send` and owned; for a set of probes
-/// of different kinds, chosen at run time, use [`AnyProbe`].
+/// of different kinds, chosen at run time, see [`AnyProbe`](crate::AnyProbe).
 pub trait Probe: Send + 'static {
     /// The typed snapshot.
     type Snapshot: Snapshot;
@@ -85,103 +85,6 @@ pub trait Probe: Send + 'static {
     fn cost(&self) -> Result<Cost>;
 }
 
-/// A [`Probe`] of any kind, for a set of probes that is chosen at run time.
-///
-/// Its snapshots are [`Snapshot`]s; the concrete type is behind
-/// [`Any`](std::any::Any).
-///
-/// ```no_run
-/// use ebpfmetrics::{AnyProbe, CpuProbe};
-///
-/// let mut probes = vec![AnyProbe::new(CpuProbe::builder().load()?)];
-/// for probe in &mut probes {
-///     println!("{}: {:?}", probe.name(), probe.snapshot()?.window().duration());
-/// }
-/// # Ok::<(), ebpfmetrics::Error>(())
-/// ```
-#[must_use = "dropping it detaches the probe"]
-pub struct AnyProbe(Box<dyn Erased>);
-
-impl AnyProbe {
-    /// Hides what kind of probe it is.
-    pub fn new(probe: impl Probe) -> Self {
-        Self(Box::new(probe))
-    }
-
-    /// [`Probe::NAME`]
-    pub fn name(&self) -> &'static str {
-        self.0.name()
-    }
-
-    /// [`Probe::snapshot`]
-    ///
-    /// # Errors
-    /// As [`Probe::snapshot`].
-    pub fn snapshot(&mut self) -> Result<Box<dyn Snapshot>> {
-        self.0.snapshot()
-    }
-
-    /// [`Probe::reset`]
-    ///
-    /// # Errors
-    /// As [`Probe::reset`].
-    pub fn reset(&mut self) -> Result<Box<dyn Snapshot>> {
-        self.0.reset()
-    }
-
-    /// [`Probe::health`]
-    ///
-    /// # Errors
-    /// As [`Probe::health`].
-    pub fn health(&self) -> Result<Health> {
-        self.0.health()
-    }
-
-    /// [`Probe::cost`]
-    ///
-    /// # Errors
-    /// As [`Probe::cost`].
-    pub fn cost(&self) -> Result<Cost> {
-        self.0.cost()
-    }
-}
-
-impl std::fmt::Debug for AnyProbe {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("AnyProbe").field(&self.name()).finish()
-    }
-}
-
-trait Erased: Send {
-    fn name(&self) -> &'static str;
-    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>>;
-    fn reset(&mut self) -> Result<Box<dyn Snapshot>>;
-    fn health(&self) -> Result<Health>;
-    fn cost(&self) -> Result<Cost>;
-}
-
-impl<P: Probe> Erased for P {
-    fn name(&self) -> &'static str {
-        P::NAME
-    }
-
-    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(Probe::snapshot(self)?))
-    }
-
-    fn reset(&mut self) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(Probe::reset(self)?))
-    }
-
-    fn health(&self) -> Result<Health> {
-        Probe::health(self)
-    }
-
-    fn cost(&self) -> Result<Cost> {
-        Probe::cost(self)
-    }
-}
-
 /// What a probe takes, and what it cannot do on this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -216,6 +119,23 @@ pub struct Degraded {
     pub feature: &'static str,
     /// Why.
     pub reason: String,
+}
+
+impl Degraded {
+    /// One entry if the feature is missing, else none.
+    pub fn when(missing: bool, feature: &'static str, reason: &str) -> Option<Self> {
+        missing.then(|| Self { feature, reason: reason.to_owned() })
+    }
+
+    /// What is missing where a walk does not show every process of the machine, as
+    /// [`in_initial_pid_namespace`](crate::kit::in_initial_pid_namespace) tells.
+    pub fn unless_all_seen(sees_all: bool) -> Option<Self> {
+        Self::when(
+            !sees_all,
+            "processes of other PID namespaces",
+            "not in the initial PID namespace: they show when they exit, not while they live",
+        )
+    }
 }
 
 /// How often the programs of a probe ran and how long they took, since loading.

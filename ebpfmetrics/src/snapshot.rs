@@ -71,22 +71,6 @@ impl Losses {
         Self(sum)
     }
 
-    /// What came to the kernel side's losses since a window began, and what user
-    /// space lost: `now` and `before` as [`Object::losses`](crate::kit::Object::losses)
-    /// gave them, `own` as it is.
-    pub fn since(
-        now: &[(&'static str, u64)],
-        before: &[(&'static str, u64)],
-        own: impl IntoIterator<Item = (&'static str, u64)>,
-    ) -> Self {
-        let before = before.iter().map(|(_, count)| *count).chain(std::iter::repeat(0));
-        let kernel = now
-            .iter()
-            .zip(before)
-            .map(|((cause, now), before)| (*cause, now.saturating_sub(before)));
-        Self::new(kernel.chain(own))
-    }
-
     /// Every cause with its count.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.0.iter().copied()

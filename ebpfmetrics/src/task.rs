@@ -1,6 +1,6 @@
 //! What all records about tasks begin with: `ebpf-probes/bpf/include/task.h`.
 
-use crate::{Comm, Error, ErrorKind, ProcessId, ProcessInfo, Result, ThreadId, record};
+use crate::{Comm, ProcessId, ProcessInfo, ThreadId, record};
 
 /// `enum about_flags`
 const KERNEL_THREAD: u32 = 1 << 0;
@@ -99,100 +99,5 @@ impl TaskAbout {
             kernel_thread: self.flags & KERNEL_THREAD != 0,
             exited: false,
         }
-    }
-}
-
-/// What an iterator wrote, record by record: the kind of each, as its head has it, and its
-/// bytes with the head, for [`cast`]. A record that is cut short is an
-/// [`InvalidRecord`](ErrorKind::InvalidRecord), and the last.
-#[derive(Clone, Copy, Debug)]
-pub struct Records<'a> {
-    bytes: &'a [u8],
-    stream: u16,
-}
-
-impl<'a> Records<'a> {
-    /// Those of one probe, of all that a walk wrote; from a walk, take
-    /// [`Walk::records`](crate::kit::Walk::records).
-    pub fn new(bytes: &'a [u8], stream: u16) -> Self {
-        Self { bytes, stream }
-    }
-
-    /// At most so many records of a size.
-    pub fn capacity<T>(&self) -> usize {
-        self.bytes.len() / size_of::<T>()
-    }
-}
-
-impl<'a> Iterator for Records<'a> {
-    type Item = Result<(u16, &'a [u8])>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while !self.bytes.is_empty() {
-            let Some(head) = self.bytes.first_chunk::<{ size_of::<RecordHead>() }>() else {
-                self.bytes = &[];
-                return Some(Err(invalid("without head")));
-            };
-            let head: RecordHead = bytemuck::cast(*head);
-            let size = head.size as usize;
-            if size < size_of::<RecordHead>() || size > self.bytes.len() {
-                self.bytes = &[];
-                return Some(Err(invalid("cut short")));
-            }
-            let (record, rest) = self.bytes.split_at(size);
-            self.bytes = rest;
-            if head.stream == self.stream {
-                return Some(Ok((head.kind, record)));
-            }
-        }
-        None
-    }
-}
-
-/// A record of [`Records`] as what it is.
-///
-/// # Errors
-/// [`ErrorKind::InvalidRecord`] if it is of another size.
-pub fn cast<T: bytemuck::AnyBitPattern>(record: &[u8]) -> Result<&T> {
-    bytemuck::try_from_bytes(record).map_err(|_| invalid("of unexpected size"))
-}
-
-/// The error for a record that the probe does not understand.
-pub fn invalid(what: &str) -> Error {
-    Error::new(ErrorKind::InvalidRecord, format!("the kernel side wrote a record {what}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(kind: u16, stream: u16, body: &[u8]) -> Vec<u8> {
-        let size = (size_of::<RecordHead>() + body.len()) as u32;
-        [bytemuck::bytes_of(&RecordHead { kind, stream, size }), body].concat()
-    }
-
-    #[test]
-    fn each_probe_gets_its_own() {
-        let bytes = [record(1, 7, b"aaaa"), record(2, 8, b""), record(3, 7, b"bb")].concat();
-        let of = |stream| -> Vec<_> {
-            Records::new(&bytes, stream)
-                .map(|r| r.map(|(kind, r)| (kind, r.len())).unwrap())
-                .collect()
-        };
-        assert_eq!(of(7), [(1, 12), (3, 10)]);
-        assert_eq!(of(8), [(2, 8)]);
-        assert_eq!(of(9), []);
-    }
-
-    #[test]
-    fn garbage_is_an_error_and_ends() {
-        let whole = record(1, 7, b"aaaa");
-        for length in 1..whole.len() {
-            let mut records = Records::new(&whole[..length], 7);
-            assert!(records.next().unwrap().is_err(), "{length}");
-            assert!(records.next().is_none());
-        }
-        let endless = RecordHead { kind: 1, stream: 7, size: 0 };
-        assert!(Records::new(bytemuck::bytes_of(&endless), 7).next().unwrap().is_err());
     }
 }

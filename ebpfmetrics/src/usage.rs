@@ -15,7 +15,7 @@ pub trait Usage: Clone + Default {
 }
 
 /// A row of a snapshot that is about a process.
-pub trait ProcessRow: Clone {
+pub trait ProcessRow: Clone + 'static {
     /// What it says the process did.
     type Usage: Usage;
 
@@ -45,11 +45,14 @@ pub trait ProcessRows: Snapshot {
     fn folded_usage(&self) -> <Self::Row as ProcessRow>::Usage;
 }
 
-/// Implements [`ProcessRow`] and [`ProcessRows`] for structs with the usual fields:
-/// `process_rows!(SNAPSHOT: ROW: USAGE)`.
+/// Implements [`Snapshot`], [`ProcessRows`] and [`ProcessRow`] for structs with the usual
+/// fields: `process_rows!(SNAPSHOT: ROW: USAGE)`. The snapshot gets a method
+/// `process(pid)` too.
 ///
-/// A snapshot has `processes` (a `Vec<ROW>`, in ascending order of id) and `folded`, with
-/// a `usage`; a row has `id`, `info` and `usage` ([`ProcessId`], [`ProcessInfo`], `USAGE`).
+/// A snapshot has `window`, `losses` and `provenance` ([`Window`], [`Losses`](crate::Losses),
+/// `Arc` of [`Provenance`](crate::Provenance)), `processes` (a `Vec<ROW>`, in ascending order
+/// of id) and `folded`, with a `usage`; a row has `id`, `info` and `usage` ([`ProcessId`],
+/// [`ProcessInfo`], `USAGE`).
 #[macro_export]
 macro_rules! process_rows {
     ($snapshot:ty: $row:ty: $usage:ty) => {
@@ -70,6 +73,28 @@ macro_rules! process_rows {
 
             fn with_usage(self, usage: $usage) -> Self {
                 Self { usage, ..self }
+            }
+        }
+
+        impl $snapshot {
+            /// The row of a process; the one that started last if a pid came back.
+            pub fn process(&self, pid: u32) -> Option<&$row> {
+                let after = self.processes.partition_point(|process| process.id.pid <= pid);
+                self.processes[..after].last().filter(|process| process.id.pid == pid)
+            }
+        }
+
+        impl $crate::Snapshot for $snapshot {
+            fn window(&self) -> $crate::Window {
+                self.window
+            }
+
+            fn losses(&self) -> &$crate::Losses {
+                &self.losses
+            }
+
+            fn provenance(&self) -> &std::sync::Arc<$crate::Provenance> {
+                &self.provenance
             }
         }
 

@@ -5,9 +5,10 @@ use std::collections::{HashMap, HashSet};
 use crate::{
     Error, ErrorKind, Kernel, Result,
     ledger::{Ledger, Totals},
-    loader::{Loader, Object, RecordBuffer},
+    loader::{Loader, Object},
     record,
-    task::{ProcessKey, RecordHead, Records, cast},
+    records::{RecordBuffer, cast},
+    task::{ProcessKey, RecordHead},
 };
 
 /// Whom a probe watches, decided in the kernel: who is not watched costs next to nothing,
@@ -132,8 +133,8 @@ impl Watch {
 fn walk(object: &mut Object) -> Result<Vec<WatchProcessRecord>> {
     let mut buffer = RecordBuffer::default();
     object.iterate("watch_tasks", &mut buffer)?;
-    let records = Records::new(buffer.bytes(), object.stream());
-    records.map(|record| cast::<WatchProcessRecord>(record?.1).copied()).collect()
+    let records = buffer.of(object.stream());
+    records.map(|(_, record)| cast::<WatchProcessRecord>(record).copied()).collect()
 }
 
 fn list(object: &mut Object, processes: impl Iterator<Item = ProcessKey>) -> Result<()> {

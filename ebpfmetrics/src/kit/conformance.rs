@@ -15,7 +15,8 @@ use std::{
 
 use crate::{
     Error, Joined, Kernel, Probe, ProcessId, ProcessRow, ProcessRows, Result, Snapshot, bpf, delta,
-    kit::{Record, TaskProbe, UsageOf},
+    kit::{Read, Record, RecordBuffer, TaskProbe, UsageOf},
+    walk::Walk,
 };
 use worker::{Role, Worker};
 
@@ -25,7 +26,8 @@ use worker::{Role, Worker};
 ///   and [`Cost`](crate::Cost) know its programs;
 /// * **count**: what a process does is in its row, neither less nor twice; of one that
 ///   does nothing there is nothing;
-/// * **reset**: windows touch, counters begin again, and never go back within one;
+/// * **reset**: windows touch, counters begin again, and never go back within one; a reset
+///   that fails in another probe of the walk ends none;
 /// * **conserve**: all windows together have what a second probe has that is never reset,
 ///   whatever happens during a reset; [`delta`] and [`Intervals`](crate::Intervals) too;
 /// * **processes**: who is who, each once, with its end and its final count, whether
@@ -77,6 +79,7 @@ pub fn check<P>(
             conserves(load(), load(), &count);
             rows(load());
             ends(load(), &count);
+            failed_resets(load(), &count);
             joins(load(), load(), &count);
             intervals(load(), &count);
         }),
@@ -356,6 +359,28 @@ fn end_of<P: Probe<Snapshot: ProcessRows>>(
         assert!(rows.next().is_none(), "a process that ended is there twice");
         last
     })
+}
+
+/// A reset that fails in another probe of the walk, before or after it, ends no window.
+fn failed_resets<P: TaskProbe<Snapshot: ProcessRows>>(
+    mut probe: P,
+    count: &impl Fn(&UsageOf<P>) -> u64,
+) {
+    let mut worker = Worker::start();
+    let start = read(probe.reset()).window().end_ns;
+    worker.work();
+    read(TaskProbe::before_walk(&mut probe, Read::Reset));
+    worker.work();
+    read(TaskProbe::before_walk(&mut probe, Read::Reset));
+    let mut buffer = RecordBuffer::default();
+    let walk = read(Walk::make(Some(&mut probe), &mut buffer));
+    let failed = read(probe.after_walk(&walk));
+    worker.work();
+    let snapshot = read(probe.reset());
+    let windows = [failed.window(), snapshot.window()];
+    assert_eq!(windows.map(|window| window.start_ns), [start; 2], "a failed reset ends a window");
+    let (before, all) = (count_of(&failed, &worker, count), count_of(&snapshot, &worker, count));
+    assert!(0 < before && before < all, "{before}, with more work {all}, after a failed reset");
 }
 
 /// Joined with another it shows the same, over one window.

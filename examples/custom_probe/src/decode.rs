@@ -12,9 +12,9 @@ use crate::{
 
 /// Reads what a walk wrote: the processes in ascending order of id.
 pub(crate) fn decode(records: Records<'_>) -> Result<Vec<Reading<SyscallUsage>>> {
-    let mut processes = Vec::with_capacity(records.capacity::<ProcessRecord>());
+    let mut processes = Vec::with_capacity(records.len());
     for record in records {
-        match record? {
+        match record {
             (RECORD_PROCESS, record) => processes.push(reading(cast(record)?)),
             _ => return Err(invalid("of unknown kind")),
         }

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use ebpfmetrics::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, Provenance, Requirements,
-    Result, Source,
+    Cost, Degraded, Health, Kernel, Probe, Provenance, Requirements, Result, Source,
     kit::{
-        Decode, Ledger, Loader, Object, Read, TaskProbe, Walk, Windows, in_initial_pid_namespace,
-        read_alone,
+        Decode, Ledger, Loader, MAX_EXITED, Object, Read, TaskProbe, Walk, Windows, check_option,
+        in_initial_pid_namespace, read_alone,
     },
 };
 
@@ -40,7 +39,6 @@ pub struct SyscallProbe {
     sees_all: bool,
     windows: Windows,
     ledger: Ledger<SyscallUsage>,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
 }
 
@@ -70,7 +68,7 @@ impl SyscallProbeBuilder {
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
-    /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
+    /// What is missing, by [`ErrorKind`](ebpfmetrics::ErrorKind), and what to do about it, in the text.
     pub fn load(self) -> Result<SyscallProbe> {
         let kernel = Loader::kernel(SyscallProbe::NAME, SyscallProbe::requirements())?;
         self.load_on(&kernel)
@@ -81,10 +79,8 @@ impl SyscallProbeBuilder {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_on(self, kernel: &Kernel) -> Result<SyscallProbe> {
-        if self.max_exited > 1 << 24 || !(1..=1 << 22).contains(&self.processes) {
-            let text = "probe syscalls: max_exited is at most 2^24, processes 1 to 2^22";
-            return Err(Error::new(ErrorKind::InvalidOption, text));
-        }
+        check_option(SyscallProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)?;
+        check_option(SyscallProbe::NAME, "processes", self.processes, 1..=1 << 22)?;
         let mut object = Loader::new(SyscallProbe::NAME, SyscallProbe::requirements(), OBJECT)
             .entries("counts", self.processes)
             .entries("exited", self.max_exited.max(1))
@@ -118,7 +114,6 @@ impl SyscallProbe {
             sees_all: in_initial_pid_namespace(),
             windows: Windows::begin(),
             ledger: Ledger::begin(options.max_exited as usize),
-            kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, sources)),
         };
         read_alone(&mut probe, Read::Reset)?;
@@ -156,12 +151,7 @@ impl Probe for SyscallProbe {
 
     fn health(&self) -> Result<Health> {
         let mut health = self.object.health()?;
-        if !self.sees_all {
-            health.degraded.push(Degraded {
-                feature: "processes of other PID namespaces",
-                reason: "not in the initial PID namespace: they show when they exit".to_owned(),
-            });
-        }
+        health.degraded.extend(Degraded::unless_all_seen(self.sees_all));
         Ok(health)
     }
 
@@ -183,10 +173,6 @@ impl TaskProbe for SyscallProbe {
         &mut self.object
     }
 
-    fn before_walk(&mut self, _: Read) -> Result<()> {
-        Ok(())
-    }
-
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<SyscallSnapshot> {
         let live = decode::decode(walk.records(&self.object))?;
         let decode = Decode::<_, ProcessRecord, ProcessRecord, FoldedRecord> {
@@ -196,7 +182,7 @@ impl TaskProbe for SyscallProbe {
         };
         self.ledger.read(&self.object, (live, walk.end_ns), self.sees_all, decode)?;
 
-        let losses = self.losses()?;
+        let lost = self.losses()?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let processes = self.ledger.processes().into_iter().map(|known| SyscallProcess {
             id: known.id,
@@ -204,18 +190,18 @@ impl TaskProbe for SyscallProbe {
             usage: known.counters(),
         });
         let folded = self.ledger.folded();
-        let snapshot = SyscallSnapshot {
+        Ok(SyscallSnapshot {
             window: self.windows.at(walk),
             processes: processes.collect(),
             folded: SyscallFolded::new(folded.processes, folded.totals),
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.ledger.rebase();
-            self.kernel_losses = losses;
-        }
-        Ok(snapshot)
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
     }
 }
 

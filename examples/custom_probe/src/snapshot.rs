@@ -1,8 +1,6 @@
 use std::sync::Arc;
 
-use ebpfmetrics::{
-    Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Usage, Window, kit::Totals,
-};
+use ebpfmetrics::{Losses, ProcessId, ProcessInfo, Provenance, Usage, Window, kit::Totals};
 
 /// The system calls of every process in a window.
 #[derive(Clone, Debug)]
@@ -20,20 +18,6 @@ pub struct SyscallSnapshot {
     pub losses: Losses,
     /// Where the figures come from on this kernel.
     pub provenance: Arc<Provenance>,
-}
-
-impl Snapshot for SyscallSnapshot {
-    fn window(&self) -> Window {
-        self.window
-    }
-
-    fn losses(&self) -> &Losses {
-        &self.losses
-    }
-
-    fn provenance(&self) -> &Arc<Provenance> {
-        &self.provenance
-    }
 }
 
 ebpfmetrics::process_rows!(SyscallSnapshot: SyscallProcess: SyscallUsage);

@@ -27,12 +27,13 @@ enum Fault {
 struct Broken {
     probe: SyscallProbe,
     fault: Fault,
+    read: Read,
     reads: u64,
     dead: Vec<SyscallProcess>,
 }
 
 impl Broken {
-    fn breaks(&mut self, snapshot: &mut SyscallSnapshot, read: Read) {
+    fn breaks(&mut self, snapshot: &mut SyscallSnapshot) {
         self.reads += 1;
         let rows = &mut snapshot.processes;
         let usages = rows.iter_mut().map(|row| (row.info.exited, &mut row.usage));
@@ -40,7 +41,7 @@ impl Broken {
             Fault::CountsTwice => usages.for_each(|(_, usage)| usage.calls *= 2),
             Fault::CountsHalf => usages.for_each(|(_, usage)| usage.calls /= 2),
             Fault::GoesBack if self.reads == 6 => usages.for_each(|(_, usage)| usage.calls /= 3),
-            Fault::LosesAtReset if read == Read::Reset && self.reads > 20 => {
+            Fault::LosesAtReset if self.read == Read::Reset && self.reads > 20 => {
                 usages.for_each(|(_, usage)| usage.calls -= usage.calls / 100);
             }
             Fault::CountsTheEndTwice => {
@@ -78,8 +79,7 @@ impl Probe for Broken {
     }
 
     fn reset(&mut self) -> Result<SyscallSnapshot> {
-        let never = self.fault == Fault::NeverResets;
-        read_alone(self, if never { Read::Snapshot } else { Read::Reset })
+        read_alone(self, Read::Reset)
     }
 
     fn health(&self) -> Result<Health> {
@@ -105,13 +105,20 @@ impl TaskProbe for Broken {
     }
 
     fn before_walk(&mut self, read: Read) -> Result<()> {
+        self.read = read;
         self.probe.before_walk(read)
     }
 
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<SyscallSnapshot> {
         let mut snapshot = self.probe.after_walk(walk)?;
-        self.breaks(&mut snapshot, walk.read);
+        self.breaks(&mut snapshot);
         Ok(snapshot)
+    }
+
+    fn end_window(&mut self) {
+        if self.fault != Fault::NeverResets {
+            self.probe.end_window();
+        }
     }
 }
 
@@ -121,7 +128,7 @@ fn check(fault: Fault) {
             forget(SyscallProbe::builder().load_on(kernel)?);
         }
         let probe = SyscallProbe::builder().load_on(kernel)?;
-        Ok(Broken { probe, fault, reads: 0, dead: Vec::new() })
+        Ok(Broken { probe, fault, read: Read::Snapshot, reads: 0, dead: Vec::new() })
     };
     let work = || {
         for _ in 0..20_000 {

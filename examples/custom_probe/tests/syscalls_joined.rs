@@ -1,11 +1,33 @@
-//! A probe of another crate in one walk with those of the library.
+//! A probe of another crate in one walk with those of the library, in a tuple and in a set.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod support;
 
-use custom_probe::SyscallProbe;
-use ebpfmetrics::{CpuProbe, Joined, Kernel, MemProbe, Probe as _, Snapshot as _};
+use custom_probe::{SyscallProbe, SyscallProcess, SyscallSnapshot};
+use ebpfmetrics::{
+    AnyProbe, CpuProbe, CpuProcess, Joined, Kernel, MemProbe, Probe as _, Snapshot as _,
+};
 use support::Caller;
+
+#[test]
+fn a_set_holds_it_as_any_other() {
+    let kernel = Kernel::read().unwrap();
+    let cpu = CpuProbe::builder().load_on(&kernel).unwrap();
+    let calls = SyscallProbe::builder().load_on(&kernel).unwrap();
+    let mut joined = Joined::new(vec![AnyProbe::new(cpu), AnyProbe::new(calls)]).unwrap();
+    let mut caller = Caller::start();
+    caller.work(1, 5000, 50);
+    let second = joined.reset().unwrap();
+    let row = second.processes().find(|row| row.id.pid == caller.pid()).unwrap();
+    let calls = row.rows.get::<SyscallProcess>().unwrap();
+    assert!(calls.usage.calls >= 5050 && calls.usage.errors >= 50, "{calls:?}");
+    assert_eq!(row.rows.get::<CpuProcess>().unwrap().info, calls.info);
+    let part = second.part::<SyscallSnapshot>().unwrap();
+    assert_eq!((part.window, part.process(caller.pid())), (second.window, Some(calls)));
+    let [_, calls] = <[AnyProbe; 2]>::try_from(joined.into_inner()).unwrap();
+    assert_eq!(calls.name(), "syscalls");
+    assert!(calls.downcast::<SyscallProbe>().is_ok());
+}
 
 #[test]
 fn rows_stand_side_by_side() {

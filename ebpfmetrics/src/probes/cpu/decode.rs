@@ -8,7 +8,7 @@ use super::record::{
 use crate::{
     Result,
     ledger::{Ending, Folded, Reading, TaskTotals, sum_up},
-    task::{Records, cast, invalid},
+    records::{Records, cast, invalid},
 };
 
 /// Everything that one walk showed.
@@ -162,9 +162,9 @@ pub(super) fn decode(
     threads: bool,
 ) -> Result<Walked> {
     let mut walked = Walked::default();
-    let mut tasks: Vec<&TaskRecord> = Vec::with_capacity(records.capacity::<TaskRecord>());
+    let mut tasks: Vec<&TaskRecord> = Vec::with_capacity(records.len());
     for record in records {
-        match record? {
+        match record {
             (RECORD_TASK, record) => tasks.push(cast(record)?),
             (RECORD_CPU, record) => walked.cpus.push(cpu(cast(record)?, clock_offset_ns)),
             _ => return Err(invalid("of unknown kind")),
@@ -254,6 +254,7 @@ mod tests {
     use super::*;
     use crate::{
         ledger::Totals as _,
+        records::filled,
         task::{RecordHead, TaskAbout},
     };
 
@@ -279,7 +280,7 @@ mod tests {
     }
 
     fn decode(bytes: &[u8], clock_offset_ns: Option<u64>) -> Result<Walked> {
-        super::decode(Records::new(bytes, STREAM), clock_offset_ns, true)
+        super::decode(filled(bytes)?.of(STREAM), clock_offset_ns, true)
     }
 
     #[test]

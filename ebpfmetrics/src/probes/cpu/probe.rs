@@ -9,8 +9,9 @@ use super::{
     threads::Threads,
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
+    Cost, Degraded, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
     Result, Source, Watch,
+    error::{MAX_EXITED, check_option},
     ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -77,7 +78,6 @@ pub struct CpuProbe {
     ledger: Ledger<Totals>,
     known_threads: Threads,
     cpus: Vec<KnownCpu>,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
 }
@@ -141,7 +141,7 @@ impl CpuProbeBuilder {
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
-    /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
+    /// What is missing, by [`ErrorKind`](crate::ErrorKind), and what to do about it, in the text.
     pub fn load(self) -> Result<CpuProbe> {
         let kernel = Loader::kernel(CpuProbe::NAME, CpuProbe::requirements())?;
         self.load_on(&kernel)
@@ -187,14 +187,10 @@ impl CpuProbeBuilder {
     }
 
     fn slots(&self) -> Result<u32> {
-        let invalid = |what| Error::new(ErrorKind::InvalidOption, format!("probe cpu: {what}"));
-        if self.max_exited > 1 << 24 {
-            return Err(invalid("max_exited is at most 16,777,216"));
-        }
-        match self.switch_table_entries {
-            1..=0x40_0000 => Ok(self.switch_table_entries.next_power_of_two()),
-            _ => Err(invalid("switch_table_entries is 1 to 4,194,304")),
-        }
+        check_option(CpuProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)?;
+        let entries = self.switch_table_entries;
+        check_option(CpuProbe::NAME, "switch_table_entries", entries, 1..=1 << 22)?;
+        Ok(entries.next_power_of_two())
     }
 }
 
@@ -223,7 +219,6 @@ impl CpuProbe {
             ledger: options.watch.ledger(options.max_exited),
             known_threads: Threads::default(),
             cpus: Vec::new(),
-            kernel_losses: vec![],
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded: Vec::new(),
         };
@@ -285,16 +280,6 @@ impl CpuProbe {
         }
     }
 
-    /// Starts a window at what has just been read.
-    fn rebase(&mut self, kernel_losses: Vec<(&'static str, u64)>) {
-        self.kernel_losses = kernel_losses;
-        self.ledger.rebase();
-        self.known_threads.rebase();
-        for cpu in &mut self.cpus {
-            cpu.baseline = cpu.last;
-        }
-    }
-
     /// Writes down where the figures come from, and what does not.
     fn describe(&mut self) {
         let switches = self.accounting == CpuAccounting::SchedSwitch;
@@ -320,22 +305,21 @@ impl CpuProbe {
         ];
         self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
 
-        let mut degraded = |missing: bool, feature, reason: &str| {
-            if missing {
-                self.degraded.push(Degraded { feature, reason: reason.to_owned() });
-            }
-        };
-        degraded(!self.has_wait, "run_queue_wait", "the kernel lacks CONFIG_SCHED_INFO");
-        degraded(
-            !idle && self.sees_all,
-            "idle",
-            "the kernel lacks CONFIG_SCHEDSTATS, and CONFIG_CGROUP_CPUACCT or per-CPU variables in BTF",
-        );
-        degraded(
-            !self.sees_all,
-            "processes of other PID namespaces",
-            "not in the initial PID namespace: they show when they exit, not while they live",
-        );
+        let degraded = [
+            Degraded::when(
+                !self.has_wait,
+                "run_queue_wait",
+                "the kernel lacks CONFIG_SCHED_INFO",
+            ),
+            Degraded::when(
+                !idle && self.sees_all,
+                "idle",
+                "the kernel lacks CONFIG_SCHEDSTATS, and CONFIG_CGROUP_CPUACCT or per-CPU \
+                 variables in BTF",
+            ),
+            Degraded::unless_all_seen(self.sees_all),
+        ];
+        self.degraded = degraded.into_iter().flatten().collect();
     }
 }
 
@@ -399,11 +383,11 @@ impl TaskProbe for CpuProbe {
 
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<CpuSnapshot> {
         self.read(walk)?;
-        let losses = self.object.losses(record::LOSSES)?;
+        let lost = self.object.losses(record::LOSSES)?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let row = |known| CpuProcess::new(known, self.accounting, self.has_wait);
         let folded = self.ledger.folded();
-        let snapshot = CpuSnapshot {
+        Ok(CpuSnapshot {
             window: self.windows.at(walk),
             accounting: self.accounting,
             processes: self.ledger.processes().into_iter().map(row).collect(),
@@ -416,13 +400,18 @@ impl TaskProbe for CpuProbe {
             },
             cpus: self.cpus.iter().map(KnownCpu::in_window).collect(),
             online_cpus: self.online_cpus,
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.rebase(losses);
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
+        self.known_threads.rebase();
+        for cpu in &mut self.cpus {
+            cpu.baseline = cpu.last;
         }
-        Ok(snapshot)
     }
 
     fn final_usage(&self, process: ProcessId) -> Result<Option<CpuUsage>> {

@@ -5,9 +5,7 @@ use super::{
     decode::Totals,
     threads::KnownThread,
 };
-use crate::{
-    Comm, Losses, ProcessId, ProcessInfo, Provenance, Snapshot, ThreadId, Window, ledger::Known,
-};
+use crate::{Comm, Losses, ProcessId, ProcessInfo, Provenance, ThreadId, Window, ledger::Known};
 
 /// What every process did with the CPUs in a window.
 ///
@@ -64,26 +62,6 @@ impl CpuSnapshot {
     /// The time of all CPUs that went to interrupts and to a hypervisor.
     pub fn interrupted(&self) -> Duration {
         self.cpus.iter().map(|cpu| cpu.interrupted).sum()
-    }
-
-    /// The row of a process; the one that started last if a pid came back.
-    pub fn process(&self, pid: u32) -> Option<&CpuProcess> {
-        let after = self.processes.partition_point(|process| process.id.pid <= pid);
-        self.processes[..after].last().filter(|process| process.id.pid == pid)
-    }
-}
-
-impl Snapshot for CpuSnapshot {
-    fn window(&self) -> Window {
-        self.window
-    }
-
-    fn losses(&self) -> &Losses {
-        &self.losses
-    }
-
-    fn provenance(&self) -> &Arc<Provenance> {
-        &self.provenance
     }
 }
 

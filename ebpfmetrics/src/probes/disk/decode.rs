@@ -4,7 +4,8 @@ use super::record::{HAS_IO_ACCOUNTING, ProcessRecord, RECORD_TASK, TaskRecord, p
 use crate::{
     Result,
     ledger::{Ending, Reading, TaskTotals, sum_up},
-    task::{Records, TaskAbout, cast, invalid},
+    records::{Records, cast, invalid},
+    task::TaskAbout,
 };
 
 /// Everything that one walk showed.
@@ -35,9 +36,9 @@ impl crate::ledger::Totals for Totals {
 }
 
 pub(super) fn decode(records: Records<'_>) -> Result<Walked> {
-    let mut tasks: Vec<&TaskRecord> = Vec::with_capacity(records.capacity::<TaskRecord>());
+    let mut tasks: Vec<&TaskRecord> = Vec::with_capacity(records.len());
     for record in records {
-        match record? {
+        match record {
             (RECORD_TASK, record) => tasks.push(cast(record)?),
             _ => return Err(invalid("of unknown kind")),
         }
@@ -94,7 +95,7 @@ mod tests {
     use bytemuck::Zeroable;
 
     use super::*;
-    use crate::task::RecordHead;
+    use crate::{records::filled, task::RecordHead};
 
     fn task(tgid: u32, tid: u32, figures: [u64; 4]) -> TaskRecord {
         let [dirtied_bytes, cancelled_bytes, dead_dirtied_bytes, dead_cancelled_bytes] = figures;
@@ -112,7 +113,7 @@ mod tests {
     #[test]
     fn threads_and_the_dead_add_up_each_in_its_own_counter() {
         let tasks = [task(7, 7, [1, 20, 300, 4000]), task(7, 8, [2, 30, 300, 4000])];
-        let walked = decode(Records::new(bytemuck::cast_slice(&tasks), 0)).unwrap();
+        let walked = decode(filled(bytemuck::cast_slice(&tasks)).unwrap().of(0)).unwrap();
         assert!(walked.has_io_accounting);
         let [process] = walked.processes.as_slice() else { panic!("{walked:?}") };
         assert_eq!(process.totals, Totals { dirtied_bytes: 303, cancelled_bytes: 4050 });
@@ -122,7 +123,7 @@ mod tests {
     fn an_unknown_kind_is_an_error() {
         let mut other = task(7, 7, [0; 4]);
         other.head.kind = 9;
-        assert!(decode(Records::new(bytemuck::bytes_of(&other), 0)).is_err());
+        assert!(decode(filled(bytemuck::bytes_of(&other)).unwrap().of(0)).is_err());
     }
 
     #[test]

@@ -12,8 +12,9 @@ use super::{
     record::{self, ControlRecord, ProcessRecord, RowKey, RowRecord},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, ProcessInfo,
+    Cost, Degraded, Error, ErrorKind, Health, Kernel, Probe, ProcessId, ProcessInfo,
     Provenance, Requirements, Result, Source, Watch,
+    error::{MAX_EXITED, check_option},
     ledger::Ledger,
     loader::{Loader, Object, SharedMaps},
     preflight::in_initial_pid_namespace,
@@ -80,7 +81,6 @@ pub struct DiskProbe {
     names: Names,
     /// Who is neither walked past nor settled.
     leaving: HashMap<ProcessId, ProcessInfo>,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
     /// The buffer for slow I/O; its reader has it too.
@@ -196,7 +196,7 @@ impl DiskProbeBuilder {
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
-    /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
+    /// What is missing, by [`ErrorKind`](crate::ErrorKind), and what to do about it, in the text.
     pub fn load(self) -> Result<DiskProbe> {
         let kernel = Loader::kernel(DiskProbe::NAME, DiskProbe::requirements())?;
         self.load_on(&kernel)
@@ -257,16 +257,13 @@ impl DiskProbeBuilder {
             ("dirty_files", self.dirty_files),
             ("max_processes", self.max_processes),
         ] {
-            if !(1..=1 << 22).contains(&entries) {
-                let text = format!("probe disk: {what} is 1 to 4,194,304");
-                return Err(Error::new(ErrorKind::InvalidOption, text));
-            }
+            check_option(DiskProbe::NAME, what, entries, 1..=1 << 22)?;
         }
         if self.slow_io.is_some_and(|limit| limit.is_zero()) {
             let text = "probe disk: slow_io is more than 0";
             return Err(Error::new(ErrorKind::InvalidOption, text));
         }
-        Ok(())
+        check_option(DiskProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)
     }
 }
 
@@ -338,7 +335,6 @@ impl DiskProbe {
             busy_before: BTreeMap::new(),
             names: Names::default(),
             leaving: HashMap::new(),
-            kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded: Vec::new(),
             events: None,
@@ -526,33 +522,32 @@ impl DiskProbe {
         ];
         self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
 
-        let mut degraded = |missing: bool, feature, reason: &str| {
-            if missing {
-                self.degraded.push(Degraded { feature, reason: reason.to_owned() });
-            }
-        };
-        degraded(
-            !self.has_io_accounting,
-            "dirtied_bytes",
-            "the kernel lacks CONFIG_TASK_IO_ACCOUNTING",
-        );
-        degraded(
-            self.hooks.dirty.is_none(),
-            "write_back",
-            "the kernel has no tracepoint for pages that become dirty: write-back is charged to \
-             the kernel's threads",
-        );
-        degraded(
-            self.hooks.start.is_none(),
-            "direct",
-            "the kernel has neither block_io_start nor block_getrq: operations are charged to who \
-             issues them, which is another for 1 to 2 % of them",
-        );
-        degraded(
-            !self.sees_all,
-            "dirtied_bytes of other PID namespaces",
-            "not in the initial PID namespace: they show when a process exits, not while it lives",
-        );
+        let degraded = [
+            Degraded::when(
+                !self.has_io_accounting,
+                "dirtied_bytes",
+                "the kernel lacks CONFIG_TASK_IO_ACCOUNTING",
+            ),
+            Degraded::when(
+                self.hooks.dirty.is_none(),
+                "write_back",
+                "the kernel has no tracepoint for pages that become dirty: write-back is charged \
+                 to the kernel's threads",
+            ),
+            Degraded::when(
+                self.hooks.start.is_none(),
+                "direct",
+                "the kernel has neither block_io_start nor block_getrq: operations are charged to \
+                 who issues them, which is another for 1 to 2 % of them",
+            ),
+            Degraded::when(
+                !self.sees_all,
+                "dirtied_bytes of other PID namespaces",
+                "not in the initial PID namespace: they show when a process exits, not while it \
+                 lives",
+            ),
+        ];
+        self.degraded = degraded.into_iter().flatten().collect();
     }
 }
 
@@ -622,18 +617,14 @@ impl TaskProbe for DiskProbe {
         &mut self.object
     }
 
-    fn before_walk(&mut self, _: Read) -> Result<()> {
-        Ok(())
-    }
-
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<DiskSnapshot> {
         self.read(walk)?;
-        let mut losses = self.object.losses(record::LOSSES)?;
-        losses.push(("run_skipped", self.object.skipped_runs()?));
+        let mut lost = self.object.losses(record::LOSSES)?;
+        lost.push(("run_skipped", self.object.skipped_runs()?));
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let folded = self.ledger.folded();
         let accounted = self.has_io_accounting;
-        let snapshot = DiskSnapshot {
+        Ok(DiskSnapshot {
             window: self.windows.at(walk),
             processes: assemble::processes(
                 &self.ledger.processes(),
@@ -651,17 +642,17 @@ impl TaskProbe for DiskProbe {
                     ..DiskUsage::default()
                 },
             },
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.kernel_losses = losses;
-            self.ledger.rebase();
-            self.rows.rebase();
-            self.devices.rebase();
-            self.busy_before = self.devices.busy_ms();
-        }
-        Ok(snapshot)
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
+        self.rows.rebase();
+        self.devices.rebase();
+        self.busy_before = self.devices.busy_ms();
     }
 
     fn final_usage(&self, process: ProcessId) -> Result<Option<DiskUsage>> {

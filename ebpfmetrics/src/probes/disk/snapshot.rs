@@ -1,7 +1,7 @@
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use super::usage::{DiskByClass, DiskCounters, DiskLatency, DiskUsage};
-use crate::{Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Window, process_rows};
+use crate::{Losses, ProcessId, ProcessInfo, Provenance, Window, process_rows};
 
 /// What every process did with the disks in a window.
 ///
@@ -46,29 +46,9 @@ impl DiskSnapshot {
         disks.fold(DiskCounters::default(), |sum, device| sum.plus(&device.usage))
     }
 
-    /// The row of a process; the one that started last if a pid came back.
-    pub fn process(&self, pid: u32) -> Option<&DiskProcess> {
-        let after = self.processes.partition_point(|process| process.id.pid <= pid);
-        self.processes[..after].last().filter(|process| process.id.pid == pid)
-    }
-
     /// The row of a device by its name, such as `sda` or `nvme0n1p1`.
     pub fn device(&self, name: &str) -> Option<&DiskDevice> {
         self.devices.iter().find(|device| device.name == name)
-    }
-}
-
-impl Snapshot for DiskSnapshot {
-    fn window(&self) -> Window {
-        self.window
-    }
-
-    fn losses(&self) -> &Losses {
-        &self.losses
-    }
-
-    fn provenance(&self) -> &Arc<Provenance> {
-        &self.provenance
     }
 }
 

@@ -8,7 +8,7 @@ use super::record::{
 use crate::{
     ProcessId, Result,
     ledger::{Ending, Folded, Reading, TaskTotals, Totals as _, sum_up},
-    task::{Records, cast, invalid},
+    records::{Records, cast, invalid},
 };
 
 /// Counters since the start of a process.
@@ -125,8 +125,10 @@ impl Gauges {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Context {
     pub(super) page_bytes: u64,
-    /// The epoch of the window. At a reset the kernel side is one ahead.
-    pub(super) epoch: u64,
+    /// The epochs of the window: one, and another for each reset that failed. At a reset
+    /// the kernel side is one ahead.
+    pub(super) first_epoch: u64,
+    pub(super) last_epoch: u64,
     pub(super) tracks_resident: bool,
     pub(super) tracks_space: bool,
 }
@@ -134,12 +136,12 @@ pub(super) struct Context {
 impl Context {
     /// The highest in the window that events have told.
     fn peak(&self, peak: &PeakRecord) -> u64 {
-        let pages = match peak.epoch {
-            epoch if epoch == self.epoch => peak.pages,
-            epoch if epoch == self.epoch + 1 => peak.previous_pages,
+        let of_window = |epoch, pages| match epoch {
+            Some(epoch) if (self.first_epoch..=self.last_epoch).contains(&epoch) => pages,
             _ => 0,
         };
-        pages * self.page_bytes
+        let before = of_window(peak.epoch.checked_sub(1), peak.previous_pages);
+        of_window(Some(peak.epoch), peak.pages).max(before) * self.page_bytes
     }
 
     fn held(&self, record: &HeldRecord, unfolded: [i64; PAGE_KINDS]) -> Held {
@@ -206,7 +208,7 @@ impl Context {
         let mut held: Vec<&HeldRecord> = Vec::new();
         let mut tracked: Vec<&TrackedRecord> = Vec::new();
         for record in records {
-            match record? {
+            match record {
                 (RECORD_PROCESS, record) => {
                     let record: &ProcessRecord = cast(record)?;
                     let id = record.about.process();
@@ -289,7 +291,7 @@ impl Context {
         }
         let mut gauges = self.gauges(Some(held), tracked);
         // It ended after the reset that is being read began: both windows' are its own.
-        if let Some(tracked) = tracked.filter(|tracked| tracked.resident_set.epoch > self.epoch) {
+        if let Some(tracked) = tracked.filter(|tracked| tracked.resident_set.epoch > self.last_epoch) {
             let late = self.tracks_resident.then_some(mark(tracked.resident_set.pages));
             gauges.resident_peak_bytes = gauges.resident_peak_bytes.max(late);
         }
@@ -386,12 +388,15 @@ mod tests {
         super::record::{FaultsRecord, held_flags},
         *,
     };
-    use crate::task::{RecordHead, TaskAbout};
+    use crate::{
+        records::filled,
+        task::{RecordHead, TaskAbout},
+    };
 
     const STREAM: u16 = 3;
     const EPOCH: u64 = 7;
     const CONTEXT: Context =
-        Context { page_bytes: 4096, epoch: EPOCH, tracks_resident: true, tracks_space: true };
+        Context { page_bytes: 4096, first_epoch: EPOCH, last_epoch: EPOCH, tracks_resident: true, tracks_space: true };
 
     fn head<T>(kind: u16) -> RecordHead {
         RecordHead { kind, stream: STREAM, size: size_of::<T>() as u32 }
@@ -450,7 +455,7 @@ mod tests {
     }
 
     fn decode(records: &[&[u8]]) -> Vec<Reading<Totals>> {
-        CONTEXT.decode(Records::new(&records.concat(), STREAM)).unwrap()
+        CONTEXT.decode(filled(&records.concat()).unwrap().of(STREAM)).unwrap()
     }
 
     fn id(pid: u32) -> ProcessId {
@@ -563,6 +568,19 @@ mod tests {
     }
 
     #[test]
+    fn a_window_that_a_failed_reset_went_through_has_its_epochs() {
+        let context = Context { first_epoch: EPOCH, last_epoch: EPOCH + 1, ..CONTEXT };
+        let peak = |epoch, pages, previous_pages| {
+            context.peak(&PeakRecord { epoch, pages, previous_pages }) >> 12
+        };
+        assert_eq!(peak(EPOCH, 18, 99), 18, "nothing happened since the reset that failed");
+        assert_eq!(peak(EPOCH + 1, 17, 18), 18);
+        assert_eq!(peak(EPOCH + 1, 19, 18), 19);
+        assert_eq!(peak(EPOCH + 2, 99, 17), 17, "the next window has begun");
+        assert_eq!(peak(EPOCH - 1, 99, 98), 0, "nothing happened in this one");
+    }
+
+    #[test]
     fn a_peak_that_was_told_stays_until_the_window_ends() {
         let gauges = |pages| {
             let rows = decode(&[
@@ -612,6 +630,6 @@ mod tests {
     #[test]
     fn records_of_unexpected_kind_are_errors() {
         let unknown = RecordHead { kind: 9, stream: STREAM, size: 8 };
-        assert!(CONTEXT.decode(Records::new(bytes(&unknown), STREAM)).is_err());
+        assert!(CONTEXT.decode(filled(bytes(&unknown)).unwrap().of(STREAM)).is_err());
     }
 }

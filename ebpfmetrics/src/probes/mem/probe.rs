@@ -9,8 +9,9 @@ use super::{
     record::{self, EndedRecord, FoldedRecord},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
+    Cost, Degraded, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
     Result, Source, Watch,
+    error::{MAX_EXITED, check_option},
     ledger::{Decode, Known, Ledger},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -74,11 +75,12 @@ pub struct MemProbe {
     object: Object,
     iterator: &'static str,
     context: Context,
+    /// What the kernel side marks peaks with now.
+    epoch: u64,
     sees_all: bool,
     fallback: Fallback,
     windows: Windows,
     ledger: Ledger<Totals>,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
 }
@@ -171,7 +173,7 @@ impl MemProbeBuilder {
     /// Loads and attaches the probe. Its first window starts here.
     ///
     /// # Errors
-    /// What is missing, by [`ErrorKind`], and what to do about it, in the text.
+    /// What is missing, by [`ErrorKind`](crate::ErrorKind), and what to do about it, in the text.
     pub fn load(self) -> Result<MemProbe> {
         let kernel = Loader::kernel(MemProbe::NAME, MemProbe::requirements())?;
         self.load_on(&kernel)
@@ -235,7 +237,8 @@ impl MemProbeBuilder {
         }
         let context = Context {
             page_bytes: rustix::param::page_size() as u64,
-            epoch: 0,
+            first_epoch: 0,
+            last_epoch: 0,
             tracks_resident: peaks != MemPeaks::Off,
             tracks_space: follow_space,
         };
@@ -243,14 +246,8 @@ impl MemProbeBuilder {
     }
 
     fn check(&self) -> Result<()> {
-        let invalid = |what| Error::new(ErrorKind::InvalidOption, format!("probe mem: {what}"));
-        if self.max_exited > 1 << 24 {
-            return Err(invalid("max_exited is at most 16,777,216"));
-        }
-        if !(1..=1 << 24).contains(&self.max_tracked) {
-            return Err(invalid("max_tracked is 1 to 16,777,216"));
-        }
-        Ok(())
+        check_option(MemProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)?;
+        check_option(MemProbe::NAME, "max_tracked", self.max_tracked, 1..=1 << 24)
     }
 }
 
@@ -294,11 +291,11 @@ impl MemProbe {
             object,
             iterator,
             context,
+            epoch: 0,
             sees_all: in_initial_pid_namespace(),
             fallback: Fallback::None,
             windows: Windows::begin(),
             ledger: options.watch.ledger(options.max_exited),
-            kernel_losses: Vec::new(),
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded,
         };
@@ -366,14 +363,8 @@ impl MemProbe {
             )),
         }
         self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
-        if !self.sees_all && self.fallback == Fallback::None {
-            self.degraded.push(Degraded {
-                feature: "processes of other PID namespaces",
-                reason: "not in the initial PID namespace: they show when they exit, not while \
-                         they live"
-                    .into(),
-            });
-        }
+        let all_shown = self.sees_all || self.fallback != Fallback::None;
+        self.degraded.extend(Degraded::unless_all_seen(all_shown));
     }
 }
 
@@ -426,31 +417,33 @@ impl TaskProbe for MemProbe {
 
     /// At a reset, events from here on are of the next window.
     fn before_walk(&mut self, read: Read) -> Result<()> {
-        match read {
-            Read::Snapshot => Ok(()),
-            Read::Reset => self.object.set_element("epoch", 0, self.context.epoch + 1),
+        self.context.last_epoch = self.epoch;
+        if read == Read::Reset {
+            self.object.set_element("epoch", 0, self.epoch + 1)?;
+            self.epoch += 1;
         }
+        Ok(())
     }
 
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<MemSnapshot> {
         self.read(walk)?;
-        let losses = self.object.losses(record::LOSSES)?;
+        let lost = self.object.losses(record::LOSSES)?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let follows_space = self.context.tracks_space;
         let rows = self.ledger.processes().into_iter();
-        let snapshot = MemSnapshot {
+        Ok(MemSnapshot {
             window: self.windows.at(walk),
             processes: rows.map(|known| MemProcess::new(known, follows_space)).collect(),
             folded: MemFolded::new(&self.ledger.folded(), follows_space),
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.context.epoch += 1;
-            self.kernel_losses = losses;
-            self.ledger.rebase();
-        }
-        Ok(snapshot)
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
+        (self.context.first_epoch, self.context.last_epoch) = (self.epoch, self.epoch);
     }
 
     fn final_usage(&self, process: ProcessId) -> Result<Option<MemUsage>> {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::decode::Totals;
 use crate::{
-    Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Window,
+    Losses, ProcessId, ProcessInfo, Provenance, Window,
     ledger::{Folded, Known},
 };
 
@@ -55,26 +55,6 @@ impl MemSnapshot {
     /// Processes that the kernel killed in the window for want of memory.
     pub fn oom_killed(&self) -> impl Iterator<Item = &MemProcess> {
         self.processes.iter().filter(|process| process.usage.oom_kills > 0)
-    }
-
-    /// The row of a process; the one that started last if a pid came back.
-    pub fn process(&self, pid: u32) -> Option<&MemProcess> {
-        let after = self.processes.partition_point(|process| process.id.pid <= pid);
-        self.processes[..after].last().filter(|process| process.id.pid == pid)
-    }
-}
-
-impl Snapshot for MemSnapshot {
-    fn window(&self) -> Window {
-        self.window
-    }
-
-    fn losses(&self) -> &Losses {
-        &self.losses
-    }
-
-    fn provenance(&self) -> &Arc<Provenance> {
-        &self.provenance
     }
 }
 

@@ -4,7 +4,7 @@ use super::record::{CountersRecord, FoldedRecord, ProcessRecord, RECORD_PROCESS,
 use crate::{
     Result,
     ledger::{Ending, Folded, Reading, Totals as _},
-    task::{Records, cast, invalid},
+    records::{Records, cast, invalid},
 };
 
 /// Counters since the probe was loaded.
@@ -75,9 +75,9 @@ impl Totals {
 
 /// Reads what a walk wrote: the processes in ascending order of id.
 pub(super) fn decode(records: Records<'_>) -> Result<Vec<Reading<Totals>>> {
-    let mut processes = Vec::with_capacity(records.capacity::<ProcessRecord>());
+    let mut processes = Vec::with_capacity(records.len());
     for record in records {
-        match record? {
+        match record {
             (RECORD_PROCESS, record) => processes.push(reading(cast(record)?)),
             _ => return Err(invalid("of unknown kind")),
         }
@@ -121,7 +121,10 @@ mod tests {
     use bytemuck::Zeroable;
 
     use super::*;
-    use crate::task::{RecordHead, TaskAbout};
+    use crate::{
+        records::filled,
+        task::{RecordHead, TaskAbout},
+    };
 
     const STREAM: u16 = 4;
 
@@ -171,7 +174,7 @@ mod tests {
     }
 
     fn decode(bytes: &[u8]) -> Result<Vec<Reading<Totals>>> {
-        super::decode(Records::new(bytes, STREAM))
+        super::decode(filled(bytes)?.of(STREAM))
     }
 
     #[test]

@@ -8,8 +8,9 @@ use super::{
     record::{self, FoldedRecord, ProcessRecord, TallyRecord, size_told},
 };
 use crate::{
-    Cost, Degraded, Error, ErrorKind, Health, Kernel, Losses, Probe, ProcessId, Provenance, Requirements,
+    Cost, Degraded, ErrorKind, Health, Kernel, Probe, ProcessId, Provenance, Requirements,
     Result, Source, Watch,
+    error::{MAX_EXITED, check_option},
     ledger::{Decode, Known, Ledger, Totals as _},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
@@ -81,7 +82,6 @@ pub struct SlabProbe {
     ledger: Ledger<Totals>,
     idle: Totals,
     idle_baseline: Totals,
-    kernel_losses: Vec<(&'static str, u64)>,
     provenance: Arc<Provenance>,
     degraded: Vec<Degraded>,
 }
@@ -182,17 +182,12 @@ impl SlabProbeBuilder {
     }
 
     fn slots(&self) -> Result<u32> {
-        let invalid = |what| Error::new(ErrorKind::InvalidOption, format!("probe slab: {what}"));
-        if self.max_exited > 1 << 24 {
-            return Err(invalid("max_exited is at most 16,777,216"));
+        check_option(SlabProbe::NAME, "max_exited", self.max_exited, MAX_EXITED)?;
+        if let Some(entries) = self.addresses {
+            check_option(SlabProbe::NAME, "address_map", entries, 1..=1 << 26)?;
         }
-        if self.addresses.is_some_and(|entries| !(1..=1 << 26).contains(&entries)) {
-            return Err(invalid("address_map takes 1 to 67,108,864 entries"));
-        }
-        match self.table_entries {
-            1..=0x40_0000 => Ok(self.table_entries.next_power_of_two()),
-            _ => Err(invalid("table_entries is 1 to 4,194,304")),
-        }
+        check_option(SlabProbe::NAME, "table_entries", self.table_entries, 1..=1 << 22)?;
+        Ok(self.table_entries.next_power_of_two())
     }
 }
 
@@ -251,7 +246,6 @@ impl SlabProbe {
             ledger: options.watch.ledger(options.max_exited),
             idle: Totals::default(),
             idle_baseline: Totals::default(),
-            kernel_losses: vec![],
             provenance: Arc::new(Provenance::new(Self::NAME, Vec::new())),
             degraded: Vec::new(),
         };
@@ -310,14 +304,7 @@ impl SlabProbe {
             source("exited", "tp_btf/sched_process_free"),
         ];
         self.provenance = Arc::new(Provenance::new(Self::NAME, sources));
-        if !self.sees_all {
-            self.degraded.push(Degraded {
-                feature: "processes of other PID namespaces",
-                reason: "not in the initial PID namespace: they show when they exit, not while \
-                         they live"
-                    .to_owned(),
-            });
-        }
+        self.degraded.extend(Degraded::unless_all_seen(self.sees_all));
     }
 }
 
@@ -371,29 +358,25 @@ impl TaskProbe for SlabProbe {
         &mut self.object
     }
 
-    fn before_walk(&mut self, _: Read) -> Result<()> {
-        Ok(())
-    }
-
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<SlabSnapshot> {
         self.read(walk)?;
-        let losses = self.losses()?;
+        let lost = self.losses()?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let row = |known| SlabProcess::new(known, self.addresses);
-        let snapshot = SlabSnapshot {
+        Ok(SlabSnapshot {
             window: self.windows.at(walk),
             processes: self.ledger.processes().into_iter().map(row).collect(),
             folded: SlabFolded::new(&self.ledger.folded(), self.addresses),
             idle: SlabUsage::new(&self.idle.minus(&self.idle_baseline), self.addresses),
-            losses: Losses::since(&losses, &self.kernel_losses, [missing]),
+            losses: self.windows.losses(lost, [missing]),
             provenance: Arc::clone(&self.provenance),
-        };
-        if walk.read == Read::Reset {
-            self.ledger.rebase();
-            self.idle_baseline = self.idle;
-            self.kernel_losses = losses;
-        }
-        Ok(snapshot)
+        })
+    }
+
+    fn end_window(&mut self) {
+        self.windows.end();
+        self.ledger.rebase();
+        self.idle_baseline = self.idle;
     }
 
     fn final_usage(&self, process: ProcessId) -> Result<Option<SlabUsage>> {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::decode::Totals;
 use crate::{
-    Losses, ProcessId, ProcessInfo, Provenance, Snapshot, Usage, Window,
+    Losses, ProcessId, ProcessInfo, Provenance, Usage, Window,
     ledger::{Folded, Known},
 };
 
@@ -41,26 +41,6 @@ impl SlabSnapshot {
     pub fn total(&self) -> SlabUsage {
         let rows = self.processes.iter().map(|process| process.usage);
         rows.fold(self.folded.usage.plus(&self.idle), |sum, usage| sum.plus(&usage))
-    }
-
-    /// The row of a process; the one that started last if a pid came back.
-    pub fn process(&self, pid: u32) -> Option<&SlabProcess> {
-        let after = self.processes.partition_point(|process| process.id.pid <= pid);
-        self.processes[..after].last().filter(|process| process.id.pid == pid)
-    }
-}
-
-impl Snapshot for SlabSnapshot {
-    fn window(&self) -> Window {
-        self.window
-    }
-
-    fn losses(&self) -> &Losses {
-        &self.losses
-    }
-
-    fn provenance(&self) -> &Arc<Provenance> {
-        &self.provenance
     }
 }
 
