@@ -224,10 +224,11 @@ impl DiskProbeBuilder {
             .entries("spare_rows", SPARE_ROWS)
             .entries("files", self.dirty_files)
             .entries("processes", self.max_processes)
-            .global("slow_io_ns", slow_io_ns)
-            .entries("ring", events::buffer_bytes(self.slow_io_buffer_bytes)?);
+            .global("slow_io_ns", slow_io_ns);
         let loader = match self.slow_io {
-            Some(_) => loader,
+            Some(_) => {
+                loader.entries("ring", events::buffer_bytes(self.slow_io_buffer_bytes)?)
+            }
             None => events::BUFFER.iter().copied().fold(loader, Loader::leave_out),
         };
         let mut object = self.watch.configure(loader).load(kernel)?;
