@@ -20,7 +20,7 @@ use ebpfmetrics_suite::{
 
 type All = JoinedSnapshot<(CpuSnapshot, MemSnapshot, DiskSnapshot)>;
 
-const FILES: usize = 60;
+const FILES: usize = 40;
 const DATA_BYTES: usize = 256 << 10;
 
 /// Sources that take a compiler some time and leave large objects.
