@@ -256,6 +256,31 @@ fn written_pages_are_told_of_who_dirtied_them_after_its_end() {
 }
 
 #[test]
+fn a_process_has_the_name_that_it_had_at_the_time() {
+    let Some(files) = directory_on_disk("the_name_at_the_time") else { return };
+    let device = LoopDevice::new(files.path(), 16 << 20);
+    settle(device.name());
+    let (_disk, mut events) = load(DiskProbe::builder().slow_io(ALL));
+    let path = text(&device.path()).to_owned();
+    let script = format!("read x < {path}; exec {WORKLOAD} disk direct {path} 20 0");
+    let mut work = Workload::start("/bin/sh", &["-c", &script]);
+    settle(device.name());
+    let pid = work.pid();
+    let names = |events: &mut Events| -> Vec<String> {
+        let told = told_of(events, device.name()).into_iter();
+        let mine = told.filter_map(|(process, _)| process.filter(|it| it.id.pid == pid));
+        mine.map(|process| process.info.comm.to_string()).collect()
+    };
+    let before = names(&mut events);
+    assert!(!before.is_empty() && before.iter().all(|name| name == "sh"), "{before:?}");
+    work.go();
+    settle(device.name());
+    let after = names(&mut events);
+    assert!((18..=20).contains(&after.len()), "{after:?}");
+    assert!(after.iter().all(|name| name == "workload"), "{after:?}");
+}
+
+#[test]
 fn what_finds_no_room_is_counted() {
     let Some(files) = directory_on_disk("slow_io_finds_no_room") else { return };
     let device = LoopDevice::new(files.path(), 16 << 20);

@@ -91,7 +91,7 @@ pub(crate) struct Watcher {
 
 enum Owner {
     Nobody,
-    Probe(Box<DiskProbe>, Option<Events>),
+    Probe(Box<(DiskProbe, Option<Events>)>),
     Ebpf { _object: Ebpf },
     Tool(Tool),
 }
@@ -100,7 +100,7 @@ impl Watcher {
     pub(crate) fn start(kind: Kind) -> Result<Self> {
         let owner = match kind {
             Kind::Nobody => Owner::Nobody,
-            Kind::Probe => Owner::Probe(Box::new(DiskProbe::builder().load()?), None),
+            Kind::Probe => Owner::Probe(Box::new((DiskProbe::builder().load()?, None))),
             Kind::NoneSlow | Kind::AllSlow => {
                 let limit = if kind == Kind::AllSlow { 1 } else { u64::MAX };
                 let disk = DiskProbe::builder()
@@ -108,7 +108,7 @@ impl Watcher {
                     .slow_io_buffer_bytes(EVENTS_BYTES)
                     .load()?;
                 let events = Events::builder().slow_io(&disk)?.load()?;
-                Owner::Probe(Box::new(disk), Some(events))
+                Owner::Probe(Box::new((disk, Some(events))))
             }
             Kind::Empty => Owner::Ebpf {
                 _object: empty(
@@ -139,7 +139,8 @@ impl Watcher {
         device: &str,
         fio: impl FnOnce() -> Result<Run>,
     ) -> Result<Run> {
-        let Owner::Probe(probe, events) = &mut self.owner else { return fio() };
+        let Owner::Probe(probe) = &mut self.owner else { return fio() };
+        let (probe, events) = &mut **probe;
         probe.reset()?;
         let run = fio()?;
         let snapshot = probe.snapshot()?;
@@ -166,7 +167,7 @@ impl Watcher {
     pub(crate) fn programs(&self) -> Result<BTreeMap<u32, Program>> {
         match &self.owner {
             Owner::Nobody => Ok(BTreeMap::new()),
-            Owner::Probe(..) | Owner::Ebpf { .. } => programs_of(std::process::id()),
+            Owner::Probe(_) | Owner::Ebpf { .. } => programs_of(std::process::id()),
             Owner::Tool(tool) => programs_of(tool.id()),
         }
     }

@@ -166,8 +166,9 @@ impl DiskProbeBuilder {
     /// [`Event::SlowIo`](crate::Event::SlowIo).
     ///
     /// An operation whose start was not seen is not told; it is counted as a loss
-    /// (`start_unseen`, `completion_unseen`). Without this, no code runs for it and the
-    /// buffer is not there.
+    /// (`start_unseen`, `completion_unseen`). What is told before there is a reader waits
+    /// in the buffer. Without this, no code runs for it and the buffer is not there; with
+    /// it, a program at `sched_process_exec` keeps the names of processes.
     pub fn slow_io(mut self, limit: Duration) -> Self {
         self.slow_io = Some(limit);
         self
