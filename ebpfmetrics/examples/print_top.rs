@@ -15,8 +15,7 @@
 //! that was in the interval; disks in MiB per second. Where the output is no terminal,
 //! the tables follow one another, without colours.
 //!
-//! With `--watch` nothing but the command and what it starts is measured: who else runs
-//! on the machine costs next to nothing. What the command prints goes to standard error,
+//! With `--watch` nothing but the command and what it starts is measured. What the command prints goes to standard error,
 //! the tables follow one another and end with it; with a long interval there is one, of
 //! all that it did.
 //!
