@@ -52,11 +52,9 @@ fn a_consumer_that_oversleeps_gets_one_longer_interval_and_loses_nothing() {
         let snapshot = interval.snapshot;
         let window = snapshot.window;
         assert!(end.is_none_or(|end| end == window.start_ns), "intervals touch");
-        if interval.missed_ticks >= 4 {
-            assert!(window.duration() > 5 * every, "{window:?}");
-        }
         end = Some(window.end_ns);
         told.add(&snapshot, pids, device.name(), interval.missed_ticks);
+        (window.duration(), interval.missed_ticks)
     };
     take(intervals.next().unwrap().unwrap(), &mut told);
     writer.tell("go");
@@ -64,12 +62,13 @@ fn a_consumer_that_oversleeps_gets_one_longer_interval_and_loses_nothing() {
         worker.ask("map 1 4000");
         worker.ask("touch 1");
         worker.ask("unmap 1");
-        if round == 4 {
+        let oversleeps = round == 4;
+        if oversleeps {
             sleep(5 * every + every / 2);
         }
-        take(intervals.next().unwrap().unwrap(), &mut told);
+        let (long, missed) = take(intervals.next().unwrap().unwrap(), &mut told);
+        assert!(!oversleeps || (long > 5 * every && missed >= 4), "{long:?}, {missed} missed");
     }
-    assert!(told.missed_ticks >= 4, "{told:?}");
     assert_eq!(writer.line(), "done");
     work.stop();
     let faults = worker.ask("faults");
