@@ -75,7 +75,7 @@ fn assert_traced(ours: SlabUsage, truth: Traced, snapshot: &SlabSnapshot) {
         allocated_bytes: ours.allocated_bytes,
         frees: ours.frees,
     };
-    let skipped = snapshot.losses.get("event_skipped").unwrap();
+    let skipped = snapshot.losses.get("run_skipped").unwrap();
     let context = format!("ours {ours:?}, traced {truth:?}, {:?}", snapshot.losses);
     if skipped == 0 {
         assert_eq!(ours, truth, "{context}");
@@ -468,7 +468,7 @@ fn windows_touch_and_counters_start_again() {
     let events = trace.stop();
     let window = Window { start_ns: first.window.end_ns, end_ns: last.window.end_ns };
     let truth = traced(&events, window, |tid| tid == work.pid());
-    let skipped = last.losses.get("event_skipped").unwrap() + 100;
+    let skipped = last.losses.get("run_skipped").unwrap() + 100;
     assert!(
         (truth.allocations - skipped..=truth.allocations).contains(&sum.allocations),
         "{sum:?}, traced {truth:?}, {:?}",

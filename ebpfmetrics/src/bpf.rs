@@ -15,6 +15,7 @@ enum Command {
     ProgramTestRun = 10,
     ProgramNextId = 11,
     MapNextId = 12,
+    ObjectInfo = 15,
     RawTracepointOpen = 17,
     BtfLoad = 18,
     MapFreeze = 22,
@@ -403,6 +404,39 @@ impl Attr for TestRun {}
 pub(crate) fn run(program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = TestRun { program_fd: number(&program), ..TestRun::default() };
     bpf(Command::ProgramTestRun, &mut attr).map(drop)
+}
+
+#[repr(C)]
+struct ObjectInfo {
+    fd: u32,
+    info_bytes: u32,
+    info: u64,
+}
+
+impl Attr for ObjectInfo {}
+
+/// The part of `struct bpf_prog_info` that is of use here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ProgramInfo {
+    before: [u64; 24],
+    pub(crate) run_time_ns: u64,
+    pub(crate) run_count: u64,
+    /// Runs that were skipped because the program was under way on that CPU. Kernels that
+    /// do not tell (before 5.12) do not skip.
+    pub(crate) recursion_misses: u64,
+}
+
+/// What the kernel has counted of a program.
+pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    let mut info = ProgramInfo::default();
+    let mut attr = ObjectInfo {
+        fd: number(&program),
+        info_bytes: size_of_val(&info) as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(Command::ObjectInfo, &mut attr)?;
+    Ok(info)
 }
 
 #[repr(C)]

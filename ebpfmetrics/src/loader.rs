@@ -743,9 +743,10 @@ impl Object {
         Ok(elements.iter().map(|value| value.0).collect())
     }
 
-    /// What the object counted with `count_loss` since it was loaded (its map `losses`, of
-    /// `DEFINE_LOSSES`), by the names of the causes in the order of their enum. Of a
-    /// window: [`Losses::since`](crate::Losses::since).
+    /// What was lost since the object was loaded: what it counted itself with `count_loss`
+    /// (its map `losses`, of `DEFINE_LOSSES`), by the names of the causes in the order of
+    /// their enum; and `run_skipped`, how often the kernel did not run one of its programs
+    /// because that was under way on the same CPU already (5.12 and newer).
     ///
     /// # Errors
     /// Where there is no such map, or fewer causes in it.
@@ -753,7 +754,14 @@ impl Object {
         let count = |(index, &cause): (usize, &&'static str)| {
             Ok((cause, self.per_cpu::<u64>("losses", index as u32)?.iter().sum()))
         };
-        causes.iter().enumerate().map(count).collect()
+        let mut losses = causes.iter().enumerate().map(count).collect::<Result<Vec<_>>>()?;
+        let mut skipped = 0;
+        for (name, program) in self.loaded().filter(|(_, program)| program.attached.is_some()) {
+            let info = program.fd().and_then(bpf::program_info);
+            skipped += info.map_err(|error| self.untold(name, error))?.recursion_misses;
+        }
+        losses.push(("run_skipped", skipped));
+        Ok(losses)
     }
 
     fn unreadable(&self, map: &str, error: impl StdError + Send + Sync + 'static) -> Error {
@@ -778,22 +786,6 @@ impl Object {
         Ok(health)
     }
 
-    /// How often the kernel skipped one of its programs because it was under way on
-    /// the same CPU already, since loading: to be told among the losses.
-    ///
-    /// # Errors
-    /// Where the kernel does not tell.
-    pub fn skipped_runs(&self) -> Result<u64> {
-        let skipped = |(name, program): (&str, &Program)| {
-            match program.fd().and_then(|fd| sys::fd_info(fd, "recursion_misses")) {
-                // kernels that do not tell (before 5.12) do not skip
-                Err(error) if error.kind() == io::ErrorKind::Other => Ok(0),
-                result => result.map_err(|error| self.untold(name, error)),
-            }
-        };
-        self.loaded().map(skipped).sum()
-    }
-
     fn untold(&self, program: &str, error: io::Error) -> Error {
         let text = format!("probe {}: no information on {program}", self.loader.probe);
         Error::new(ErrorKind::System, text).with_source(error)
@@ -806,13 +798,12 @@ impl Object {
     pub fn cost(&self) -> Result<Cost> {
         let mut cost = Cost::default();
         for (name, program) in self.loaded() {
-            let figure = |field| program.fd().and_then(|fd| sys::fd_info(fd, field));
-            let told = figure("run_cnt").and_then(|count| Ok((count, figure("run_time_ns")?)));
-            let (run_count, run_time_ns) = told.map_err(|error| self.untold(name, error))?;
+            let info = program.fd().and_then(bpf::program_info);
+            let info = info.map_err(|error| self.untold(name, error))?;
             cost.programs.push(ProgramCost {
                 program: name.to_owned(),
-                run_count,
-                run_time: Duration::from_nanos(run_time_ns),
+                run_count: info.run_count,
+                run_time: Duration::from_nanos(info.run_time_ns),
             });
         }
         Ok(cost)

@@ -29,7 +29,7 @@ use crate::{
 /// * **Kernel**: Linux 5.10 with BTF.
 /// * **Capabilities**: `CAP_BPF` and `CAP_PERFMON`, or root.
 /// * **Losses**: `process_table_full`, `exit_state_full`, `exit_record_missing`, and
-///   `event_skipped`: since 6.2 the kernel skips a program that is under way on the
+///   `run_skipped`: since 6.2 the kernel skips a program that is under way on the
 ///   same CPU.
 /// * **Scope**: all processes of the machine, if the reader is in the initial PID
 ///   namespace; else those of its own namespace, and of the others those that exit
@@ -120,13 +120,6 @@ impl SyscallProbe {
         read_alone(&mut probe, Read::Reset)?;
         Ok(probe)
     }
-
-    /// The kernel side's losses since loading, and what it never saw.
-    fn losses(&self) -> Result<Vec<(&'static str, u64)>> {
-        let mut losses = self.object.losses(LOSSES)?;
-        losses.push(("event_skipped", self.object.skipped_runs()?));
-        Ok(losses)
-    }
 }
 
 impl Probe for SyscallProbe {
@@ -183,7 +176,7 @@ impl TaskProbe for SyscallProbe {
         };
         self.ledger.read(&self.object, (live, walk.end_ns), self.sees_all, decode)?;
 
-        let lost = self.losses()?;
+        let lost = self.object.losses(LOSSES)?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let processes = self.ledger.processes().into_iter().map(|known| SyscallProcess {
             id: known.id,

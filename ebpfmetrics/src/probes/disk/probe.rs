@@ -621,8 +621,7 @@ impl TaskProbe for DiskProbe {
 
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<DiskSnapshot> {
         self.read(walk)?;
-        let mut lost = self.object.losses(record::LOSSES)?;
-        lost.push(("run_skipped", self.object.skipped_runs()?));
+        let lost = self.object.losses(record::LOSSES)?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let folded = self.ledger.folded();
         let accounted = self.has_io_accounting;

@@ -46,7 +46,7 @@ use crate::{
 ///   [address map](SlabProbeBuilder::address_map) comes on top.
 /// * **Losses**: `process_table_full`, `address_map_full`, `address_map_busy` (an
 ///   interrupt came while the map was written), `exit_state_full`,
-///   `exit_record_missing`, and `event_skipped`: since 6.2 the kernel skips a
+///   `exit_record_missing`, and `run_skipped`: since 6.2 the kernel skips a
 ///   program for events of interrupts that hit it while it runs.
 /// * **Scope**: all processes of the machine, if the reader is in the initial PID
 ///   namespace; else those of its own namespace, and of the others those that
@@ -267,13 +267,6 @@ impl SlabProbe {
         Ok(())
     }
 
-    /// The kernel side's losses since loading, and what it never saw.
-    fn losses(&self) -> Result<Vec<(&'static str, u64)>> {
-        let mut losses = self.object.losses(record::LOSSES)?;
-        losses.push(("event_skipped", self.object.skipped_runs()?));
-        Ok(losses)
-    }
-
     /// Writes down where the figures come from, and what does not.
     fn describe(&mut self, kernel: &Kernel) {
         let bytes = match size_told(kernel) {
@@ -360,7 +353,7 @@ impl TaskProbe for SlabProbe {
 
     fn after_walk(&mut self, walk: &Walk<'_>) -> Result<SlabSnapshot> {
         self.read(walk)?;
-        let lost = self.losses()?;
+        let lost = self.object.losses(record::LOSSES)?;
         let missing = ("exit_record_missing", self.ledger.exit_record_missing);
         let row = |known| SlabProcess::new(known, self.addresses);
         Ok(SlabSnapshot {
