@@ -62,7 +62,8 @@ pub trait TaskProbe: Probe {
     ///
     /// `None` if it has not, if a snapshot has been taken since (whose row has it then),
     /// if it was beyond the bound of exited processes, and for probes that do not know.
-    /// [`DiskProbe`](crate::DiskProbe) keeps none of who did no I/O.
+    /// [`DiskProbe`](crate::DiskProbe) keeps none of who did no I/O, and what is written
+    /// of its pages after its end is only in later snapshots.
     ///
     /// # Errors
     /// Where the kernel refuses to be read.
