@@ -1015,7 +1015,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_and_hooks_that_are_not_there_are_named() {
+    fn programs_maps_and_hooks_that_are_not_there_are_named() {
         let kernel = Kernel::read().unwrap();
         let mut object = load(&kernel);
         let error = object.attach("none", "sched_switch", &kernel).unwrap_err();
@@ -1025,5 +1025,9 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::InvalidObject);
         let error = object.attach("cpu_free", "no_such_hook", &kernel).unwrap_err();
         assert!(error.to_string().contains("no_such_hook"), "{error}");
+        let loader = Loader::new("cpu", Requirements::default(), ebpf_probes::CPU);
+        let error = loader.entries("no_such_map", 1).load(&kernel).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidObject);
+        assert!(error.to_string().contains("no map no_such_map"), "{error}");
     }
 }
