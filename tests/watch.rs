@@ -7,8 +7,8 @@ use ebpfmetrics::{
     Kernel, MemProbe, Probe as _, SlabProbe, Statistics, Watch,
 };
 use ebpfmetrics_suite::{
-    LoopDevice, QuietVolume, Workload, adopt_orphans, directory_on_disk, poll, process_cpu_ns,
-    schedstat, settle, wait_for,
+    LoopDevice, QuietVolume, Workload, adopt_orphans, directory_on_disk, emulated, poll,
+    process_cpu_ns, schedstat, settle, wait_for,
 };
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -433,6 +433,8 @@ fn what_is_not_watched_costs_little() {
     };
     let (all, one) = (cost(Watch::All), cost(Watch::Processes(vec![me])));
     println!("{all:.0} ns per task, {one:.0} ns where one is watched");
-    assert!(one < all * 0.7, "{one} of {all}");
+    // where every instruction is emulated, most of a run is to read the clock
+    let most = if emulated() { 0.9 } else { 0.7 };
+    assert!(one < all * most, "{one} of {all}");
     drop(statistics);
 }
