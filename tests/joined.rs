@@ -138,6 +138,8 @@ fn a_set_is_read_in_one_walk_and_each_figure_is_right() {
     assert!(snapshot.parts[2].downcast_ref::<CpuSnapshot>().is_none());
     assert_eq!([cpu.window, mem.window, disk.window], [snapshot.window; 3]);
 
+    assert!(snapshot.parts.iter().map(|part| part.name()).eq(names));
+
     let row = snapshot.processes().find(|row| row.id.pid == work.pid()).unwrap();
     let of_cpu = row.rows.get::<CpuProcess>().unwrap();
     let of_mem = row.rows.get::<MemProcess>().unwrap();

@@ -105,6 +105,11 @@ impl<P: TaskProbe<Snapshot: ProcessRows>> MemberWithRows for P {
 pub struct AnySnapshot(Box<dyn SnapshotWithRows>);
 
 impl AnySnapshot {
+    /// [`Probe::NAME`](crate::Probe::NAME)
+    pub fn name(&self) -> &'static str {
+        self.provenance().probe
+    }
+
     /// The snapshot, if it is of this type.
     pub fn downcast_ref<S: Snapshot>(&self) -> Option<&S> {
         (&*self.0 as &dyn Any).downcast_ref()
@@ -127,7 +132,7 @@ impl Snapshot for AnySnapshot {
 
 impl std::fmt::Debug for AnySnapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("AnySnapshot").field(&self.provenance().probe).finish()
+        f.debug_tuple("AnySnapshot").field(&self.name()).finish()
     }
 }
 
