@@ -382,8 +382,11 @@ fn many_short_lived_processes_are_told_each_once_with_all_they_used() {
         assert_eq!(told.without_usage, 0, "{context}");
         assert_eq!(rows.0, u64::from(count), "{context}");
         assert!(few.folded.processes >= u64::from(count / 2), "{context}");
+        // rusage is taken before a process has run its last steps, in which an emulated
+        // CPU may lose its turn for 10 ms: of that the kernel's account knows nothing
+        let most = if emulated() { 0.003 } else { 0.001 };
         for ns in [told.cpu_ns, rows.1] {
-            assert!(off(ns).abs() <= 0.001, "{context}");
+            assert!((-0.001..=most).contains(&off(ns)), "{context}");
         }
     }
     // the two were loaded and read some ms apart
