@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use custom_probe::{SyscallProbe, SyscallProcess, SyscallSnapshot};
+use custom_probe::{SyscallProbe, SyscallProcess, SyscallSnapshot, SyscallUsage};
 use ebpfmetrics::{ErrorKind, Probe as _};
 use support::{Caller, Trace, Traced};
 
@@ -30,6 +30,15 @@ fn until<T>(probe: &mut SyscallProbe, found: impl Fn(&SyscallSnapshot) -> Option
     }
 }
 
+/// Equal, but for what the kernel says that it skipped (7.x does).
+#[track_caller]
+fn assert_traced(usage: SyscallUsage, traced: Traced, snapshot: &SyscallSnapshot) {
+    let skipped = snapshot.losses.get("run_skipped").unwrap();
+    let near = |counted: u64, traced: u64| counted <= traced && traced <= counted + skipped;
+    let equal = near(usage.calls, traced.calls) && near(usage.errors, traced.errors);
+    assert!(equal, "{usage:?}, {traced:?}, {skipped} runs skipped");
+}
+
 /// A live process, which is idle whenever it is looked at: equal to the tracer.
 #[test]
 fn live_counts_are_the_tracers() {
@@ -40,8 +49,9 @@ fn live_counts_are_the_tracers() {
     for (good, bad) in [(3000, 200), (500, 7), (0, 0)] {
         caller.work(1, good, bad);
         let traced = trace.read(&[caller.pid()]);
-        let usage = row(&probe.snapshot().unwrap(), caller.pid()).unwrap().usage;
-        assert_eq!(Traced { calls: usage.calls, errors: usage.errors }, traced);
+        let snapshot = probe.snapshot().unwrap();
+        let usage = row(&snapshot, caller.pid()).unwrap().usage;
+        assert_traced(usage, traced, &snapshot);
         assert!(traced.calls >= good + bad && traced.errors >= bad, "{traced:?}");
     }
     assert_eq!(trace.read(&[caller.pid()]).errors, 207);
@@ -58,9 +68,12 @@ fn final_counts_are_the_tracers() {
     let threads = caller.work(4, 1000, 30);
     let pid = caller.pid();
     caller.end();
-    let last = until(&mut probe, |snapshot| row(snapshot, pid).filter(|row| row.info.exited));
+    let (last, snapshot) = until(&mut probe, |snapshot| {
+        let last = row(snapshot, pid).filter(|row| row.info.exited)?;
+        Some((last, snapshot.clone()))
+    });
     let usage = last.usage;
-    assert_eq!(Traced { calls: usage.calls, errors: usage.errors }, trace.read(&threads));
+    assert_traced(usage, trace.read(&threads), &snapshot);
     assert!(usage.calls > 4120 && usage.errors >= 120, "{usage:?}");
     assert_eq!((last.info.threads, last.info.parent.unwrap().pid), (4, parent));
     assert_eq!(last.info.comm, "caller");
