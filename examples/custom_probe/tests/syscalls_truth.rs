@@ -73,8 +73,9 @@ fn final_counts_are_the_tracers() {
         Some((last, snapshot.clone()))
     });
     let usage = last.usage;
-    assert_traced(usage, trace.read(&threads), &snapshot);
-    assert!(usage.calls > 4120 && usage.errors >= 120, "{usage:?}");
+    let traced = trace.read(&threads);
+    assert_traced(usage, traced, &snapshot);
+    assert!(traced.calls > 4120 && traced.errors >= 120, "{traced:?}");
     assert_eq!((last.info.threads, last.info.parent.unwrap().pid), (4, parent));
     assert_eq!(last.info.comm, "caller");
 }
