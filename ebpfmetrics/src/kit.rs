@@ -36,10 +36,7 @@ pub mod conformance;
 
 pub use crate::{
     error::{MAX_EXITED, check_option},
-    ledger::{
-        Decode, Ending, Folded, Known, Ledger, RELEASE_TIMEOUT_NS, Reading, TaskTotals, Totals,
-        sum_up,
-    },
+    ledger::{Decode, Ending, Folded, Known, Ledger, Reading, TaskTotals, Totals, sum_up},
     loader::{Loader, Object},
     preflight::in_initial_pid_namespace,
     record::Record,

@@ -9,7 +9,7 @@ use crate::{ProcessId, ProcessInfo, Result, loader::Object, sys, task::ProcessKe
 
 /// A process is released an RCU grace period after it disappears: 16 ms at the
 /// median, 150 ms at most where measured. Past this the record is not coming.
-pub const RELEASE_TIMEOUT_NS: u64 = 2_000_000_000;
+const RELEASE_TIMEOUT_NS: u64 = 2_000_000_000;
 
 /// Counters of a task or process since its start, and gauges if it has any: what a
 /// [`Ledger`] keeps of each.
@@ -235,9 +235,8 @@ pub struct Ledger<T: Totals> {
 }
 
 impl<T: Totals> Ledger<T> {
-    /// With at most so many exited processes one by one, beginning at a moment of
-    /// `CLOCK_BOOTTIME`.
-    pub fn new(max_exited: usize, began_ns: u64) -> Self {
+    /// As [`begin`](Self::begin), at a moment of `CLOCK_BOOTTIME`.
+    pub(crate) fn new(max_exited: usize, began_ns: u64) -> Self {
         Self {
             known: Vec::new(),
             exited: Vec::new(),
@@ -252,7 +251,7 @@ impl<T: Totals> Ledger<T> {
         }
     }
 
-    /// As [`new`](Self::new), beginning now.
+    /// With at most so many exited processes one by one, beginning now.
     pub fn begin(max_exited: usize) -> Self {
         let boottime_ahead_ns = sys::boottime_ns().saturating_sub(sys::monotonic_ns());
         Self { boottime_ahead_ns, ..Self::new(max_exited, sys::boottime_ns()) }
@@ -328,7 +327,7 @@ impl<T: Totals> Ledger<T> {
     }
 
     /// Takes in who is alive, in ascending order of id.
-    pub fn live(&mut self, processes: Vec<Reading<T>>, now_ns: u64) {
+    pub(crate) fn live(&mut self, processes: Vec<Reading<T>>, now_ns: u64) {
         let before = std::mem::take(&mut self.known);
         self.known.reserve(processes.len());
         let mut before = before.into_iter().peekable();
@@ -361,7 +360,7 @@ impl<T: Totals> Ledger<T> {
     }
 
     /// Takes in final records of processes.
-    pub fn ended(&mut self, records: impl IntoIterator<Item = Reading<T>>) {
+    pub(crate) fn ended(&mut self, records: impl IntoIterator<Item = Reading<T>>) {
         let mut settled = Vec::new();
         for record in records {
             let known = match self.known.binary_search_by_key(&record.id, |known| known.id) {
@@ -390,7 +389,7 @@ impl<T: Totals> Ledger<T> {
     /// A process known before is among them if it is gone without a final record
     /// and no longer `ending`. What is known of it keeps its own row and leaves
     /// the sum, which has all that it ever used.
-    pub fn kernel_folded(&mut self, now: Folded<T>, ending: &HashSet<ProcessId>) {
+    pub(crate) fn kernel_folded(&mut self, now: Folded<T>, ending: &HashSet<ProcessId>) {
         let mut unmatched = now.processes - self.kernel_folded.processes;
         self.folded.processes += unmatched;
         let totals = now.totals.minus(&self.kernel_folded.totals);
@@ -430,7 +429,7 @@ impl<T: Totals> Ledger<T> {
 
     /// Settles processes whose final record never came, with the best that is
     /// known. Returns those to be taken out of the kernel's map.
-    pub fn overdue(
+    pub(crate) fn overdue(
         &mut self,
         ending: impl IntoIterator<Item = Ending<T>>,
         now_ns: u64,
