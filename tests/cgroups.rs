@@ -128,8 +128,15 @@ fn groups_by_cgroup_are_what_the_kernel_says_of_the_cgroups() {
     }
     sleep(Duration::from_millis(500));
     stop();
-    sleep(Duration::from_millis(300)); // the releases of the children
-    let snapshot = probe.snapshot().unwrap();
+    // The releases of the children, or the time after which one that is hidden is given up.
+    let group = id(&one);
+    let snapshot = poll(Duration::from_secs(10), || {
+        let snapshot = probe.snapshot().unwrap();
+        let groups = group_by(&snapshot, |row| row.info.cgroup_id);
+        let ended = groups.groups.get(&group).map_or(0, |group| group.exited);
+        (ended >= CHILDREN as usize).then_some(snapshot)
+    });
+    let snapshot = snapshot.expect("all children end");
     let truth = [one.used_ns() - before[0], other.used_ns() - before[1]];
 
     let groups = group_by(&snapshot, |row| row.info.cgroup_id);
@@ -148,11 +155,10 @@ fn groups_by_cgroup_are_what_the_kernel_says_of_the_cgroups() {
         let last_steps_ns = if emulated() { 400_000 } else { 20_000 };
         let threads_ended = truth / 500_000;
         let most = ended.max(threads_ended) * last_steps_ns;
-        // a child that had not ended by then, or whose end was not seen
-        let unseen = ended - (group.exited as u64).min(ended) + missing;
+        // of these the last slice may be missing: only where a machine hides releases
+        let unseen = if snapshot.process(1).is_none() { missing } else { 0 };
         assert!(ours <= truth + 2_000 + truth / 1000, "{context}");
         assert!(ours + most + unseen * 5_000_000 + truth / 1000 >= truth, "{context}");
-        assert!(unseen <= ended / 20, "{context}");
         assert!(truth > 5_000_000, "{context}");
     }
 }
