@@ -371,8 +371,13 @@ static __always_inline void read_running(struct cpu_task_record *r, struct task_
 	struct rq *rq = task->se.cfs_rq->rq;
 
 	r->cpu = rq->cpu;
-	/* sum and start must belong together: read again if an update came between */
-	for (int i = 0; i < 3 && is_running(task, rq); i++) {
+	if (rq->curr != task)
+		return;
+	/*
+	 * Sum and start must belong together: read again if an update came between. Whether
+	 * it still runs is asked last, for this CPU may be held up here for long.
+	 */
+	for (int i = 0; i < 3; i++) {
 		u64 start = *(volatile u64 *)&task->se.exec_start;
 		u64 task_clock = *(volatile u64 *)&rq->clock_task;
 		u64 behind = *(volatile u64 *)&rq->clock - task_clock;
@@ -381,6 +386,8 @@ static __always_inline void read_running(struct cpu_task_record *r, struct task_
 		r->running_at_ns = bpf_ktime_get_ns();
 		r->running_raw_ns =
 		    r->running_at_ns - behind - start - read_unseen_steal(task->se.cfs_rq);
+		if (!is_running(task, rq))
+			break;
 		if (*(volatile u64 *)&task->se.exec_start == start &&
 		    *(volatile u64 *)&rq->clock_task == task_clock) {
 			r->flags |= TASK_RUNNING_NOW;
