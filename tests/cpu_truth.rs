@@ -12,7 +12,8 @@ use std::{
 use ebpfmetrics::{CpuAccounting, CpuProbe, CpuSnapshot, CpuUsage, Probe as _};
 use ebpfmetrics_suite::{
     Workload, emulated, hidden_tasks_ns, monotonic_ns, proc_stat, process_cpu_ns, schedstat,
-    schedstat_of_thread, status_field, support, thread_cpu_ns, thread_ids, total_idle,
+    schedstat_of_thread, status_field, stolen_unseen_ns, support, thread_cpu_ns, thread_ids,
+    total_idle,
 };
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -169,8 +170,8 @@ fn nothing_is_told_before_it_is_spent() {
     ahead_ns.sort_unstable();
     println!("ahead by {:?} ns at most; {running} times read while it ran", ahead_ns.last());
     assert!(running > 100, "{running} times");
-    // An emulator, and a hypervisor for an instant, takes a CPU and nobody is told.
-    let few = ahead_ns.len() / if emulated() { 20 } else { 500 };
+    // Where a hypervisor takes CPUs, it does not tell of each time.
+    let few = ahead_ns.len() / if emulated() || stolen_unseen_ns() > 0 { 20 } else { 500 };
     let most = ahead_ns[ahead_ns.len() - 1 - few];
     assert!(most < 50_000, "{most} ns ahead, {few} looks of {} more", ahead_ns.len());
 }
@@ -190,7 +191,7 @@ fn a_spinner_that_ran_long_before_shows_in_full() {
         let after = process_cpu_ns(work.pid()).unwrap();
         // The window began somewhere between before_load and after_load.
         let (least, most) = (before - after_load, after - before_load);
-        let slack = most / 1000 + 20_000;
+        let slack = most / 1000 + 20_000 + stolen_unseen_ns();
         assert!(
             (least.saturating_sub(slack)..=most + slack).contains(&ours),
             "{accounting:?}: {ours} not in {least}..{most}, {:?}",

@@ -165,8 +165,8 @@ fn ticks_do_not_drift() {
 #[track_caller]
 fn assert_all_told(told: Duration, pid: u32) {
     let truth = Duration::from_nanos(schedstat(pid).unwrap().cpu_ns);
-    let tick = Duration::from_millis(4);
-    assert!((truth..truth + tick).contains(&told), "{told:?} told, schedstat {truth:?}");
+    let instant = Duration::from_millis(20);
+    assert!((truth..truth + instant).contains(&told), "{told:?} told, schedstat {truth:?}");
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -26,8 +26,8 @@ pub use memory::{MemStatus, smaps_rollup, statm_size};
 pub use memory_limit::MemoryLimit;
 pub use oracle::{
     LoadedObjects, ProcStat, Schedstat, hidden_tasks_ns, loaded_objects, monotonic_ns, proc_stat,
-    process_cpu_ns, schedstat, schedstat_of_thread, status_field, thread_cpu_ns, thread_ids,
-    total_idle,
+    process_cpu_ns, schedstat, schedstat_of_thread, status_field, stolen_unseen_ns, thread_cpu_ns,
+    thread_ids, total_idle,
 };
 pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock, mount_cgroups};
 pub use slab_trace::{SlabEvent, SlabTrace};

@@ -87,6 +87,14 @@ pub fn proc_stat(pid: u32) -> ProcStat {
     ProcStat { user_ticks: stat.utime, system_ticks: stat.stime, start_ticks: stat.starttime }
 }
 
+/// How much a figure of a running process may be ahead of the kernel's for a while: up to
+/// a tick, where a hypervisor takes CPUs away (by `/proc/stat`) and does not tell of each.
+pub fn stolen_unseen_ns() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap();
+    let steal = stat.lines().next().unwrap().split_whitespace().nth(8);
+    if steal.is_some_and(|ticks| ticks != "0") { 4_000_000 } else { 0 }
+}
+
 /// Idle and I/O wait time of all CPUs by `/proc/stat`, in ns; a tick is 10 ms.
 pub fn total_idle() -> u64 {
     let text = fs::read_to_string("/proc/stat").unwrap();
