@@ -19,10 +19,8 @@ fn with(rest: u64, counted: u64) -> RangeInclusive<u64> {
 fn spin() -> RangeInclusive<u64> {
     let begin = cpu_ns();
     while cpu_ns() < begin + 100_000_000 {}
-    // what ran before this may have been told already, by a tick too much where a
-    // hypervisor takes the CPU; emulated CPUs take turns of some 10 ms, during which the
-    // clock goes on
-    with(64_000_000, cpu_ns() - begin - 4_000_000)
+    // emulated CPUs take turns of some 10 ms, during which the clock goes on
+    with(60_000_000, cpu_ns() - begin)
 }
 
 fn faults() -> u64 {

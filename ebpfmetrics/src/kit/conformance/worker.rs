@@ -118,13 +118,24 @@ impl Worker {
         self.socket().get_mut().write_all(b"w").expect("a worker that is alive");
     }
 
-    /// Waits until it has finished; what can be counted.
+    /// Waits until it has finished and sleeps; what can be counted.
     pub(super) fn end(&mut self) -> RangeInclusive<u64> {
         let mut answer = String::new();
         self.socket().read_line(&mut answer).expect("a worker that is alive");
         let range = answer.trim_end().split_once(' ');
         let range = range.and_then(|(start, end)| Some(start.parse().ok()?..=end.parse().ok()?));
-        range.unwrap_or_else(|| panic!("the work panicked, or the worker was not found again"))
+        let range =
+            range.unwrap_or_else(|| panic!("the work panicked, or the worker was not found again"));
+        super::until("the worker does not go to sleep", || self.sleeps().then_some(()));
+        range
+    }
+
+    /// Of a process that runs a probe may know up to now, or to an instant ago or ahead.
+    fn sleeps(&self) -> bool {
+        let process = procfs::process::Process::new(self.pid() as i32);
+        let tasks = process.and_then(|this| this.tasks()).expect("/proc is there");
+        let state = |task: procfs::process::Task| task.stat().map(|stat| stat.state);
+        tasks.flatten().all(|task| state(task).is_ok_and(|state| state == 'S'))
     }
 
     pub(super) fn work(&mut self) -> RangeInclusive<u64> {
