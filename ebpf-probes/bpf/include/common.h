@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* What every probe shares: the key of a process and the counting of losses. */
+/* What every object shares: the key of a process, record heads and loss counters. */
 #ifndef EBPFMETRICS_COMMON_H
 #define EBPFMETRICS_COMMON_H
 
@@ -8,36 +8,45 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
-/* The kernel hands the helpers that the probes need to GPL programs only. */
+/* The kernel gives the helpers that the probes need to GPL programs only. */
 #define EBPFMETRICS_LICENSE char LICENSE[] SEC("license") = "Dual MIT/GPL"
 
-/* A pid comes back after its process is gone; with the start time it never does. */
+/* A pid is reused after its process is gone. A pid with its start time is unique. */
 struct process_key {
 	u64 start_ns; /* start_boottime of the group leader */
 	u32 tgid;
 	u32 padding;
 };
 
+/* The head of every record that an iterator writes. */
+struct record_head {
+	u16 section; /* SECTION_PROCESS, or the section of a probe */
+	u16 kind; /* numbered by the section */
+	u32 size; /* of the whole record, head included */
+};
+
+#define RECORD_HEAD(section_id, kind_id, type)                                                     \
+	((struct record_head){.section = section_id, .kind = kind_id, .size = sizeof(type)})
+
 /* Puts a type into the object's BTF that no map and no function there mentions. */
-#define TELL_BTF(type) asm volatile("" ::"r"(bpf_core_type_id_local(type)))
+#define EMIT_BTF(type) asm volatile("" ::"r"(bpf_core_type_id_local(type)))
 
 /*
- * Counts what a probe could not count: one slot per cause, named by the enum
- * of the probe and by the same names in its Rust module. Per-CPU, so that an
- * increment needs no atomic; an interrupt between load and store could lose one
- * of two losses, never hide that there were any.
+ * Counts what a probe could not measure: one slot per cause, in the order of the
+ * probe's `enum NAME_loss`. Per CPU, so an increment needs no atomic operation; an
+ * interrupt between load and store can lose one of two losses, but never both.
  */
-#define DEFINE_LOSSES(count)                                                                       \
+#define DEFINE_LOSSES(name, count)                                                                 \
 	struct {                                                                                   \
 		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);                                           \
 		__uint(max_entries, count);                                                        \
 		__type(key, u32);                                                                  \
 		__type(value, u64);                                                                \
-	} losses SEC(".maps");                                                                     \
+	} name##_losses SEC(".maps");                                                              \
                                                                                                    \
-	static __always_inline void count_loss(u32 cause)                                          \
+	static __always_inline void count_##name##_loss(u32 cause)                                 \
 	{                                                                                          \
-		u64 *n = bpf_map_lookup_elem(&losses, &cause);                                     \
+		u64 *n = bpf_map_lookup_elem(&name##_losses, &cause);                              \
 		if (n)                                                                             \
 			*n += 1;                                                                   \
 	}

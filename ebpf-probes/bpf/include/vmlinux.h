@@ -150,10 +150,18 @@ struct signal_struct {
 	struct task_io_accounting ioac;
 };
 
+struct thread_info {
+	u32 cpu; /* since 5.16 on every architecture */
+};
+
 struct task_struct {
+	struct thread_info thread_info;
 	unsigned int flags;
 	int on_rq;
 	int prio;
+	int static_prio;
+	unsigned int policy;
+	unsigned int __state; /* since 5.14 */
 	int exit_state;
 	int exit_code;
 	int pid;
@@ -170,7 +178,7 @@ struct task_struct {
 	unsigned long min_flt;
 	unsigned long maj_flt;
 	u64 start_boottime;
-	const struct cred *cred;
+	const struct cred *real_cred; /* `cred` is a file system's while it acts for the task */
 	char comm[16];
 	struct signal_struct *signal;
 	struct css_set *cgroups;
@@ -182,11 +190,28 @@ struct seq_file;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
+	u64 seq_num; /* elements before this one */
 };
 
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
+};
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	void *key;
+	void *value;
+};
+
+/* Before 5.14 (2f064a59a11f "sched: Change task_struct::state"). */
+struct task_struct___state {
+	long state;
+};
+
+/* Before 5.16 (bcf9033e5449 "sched: move CPU field back into thread_info"). */
+struct task_struct___cpu {
+	unsigned int cpu;
 };
 
 #pragma clang attribute pop

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* The memory probe's part of the walk and of final records. */
+#ifndef EBPFMETRICS_MEM_SECTION_H
+#define EBPFMETRICS_MEM_SECTION_H
+
+#include "process/ended.h"
+#include "mem/maps.h"
+
+/* Set before loading. */
+const volatile bool mem_on = false;
+
+/* One task. */
+struct mem_task_record {
+	struct record_head head;
+	struct mem_faults_record faults;
+	s32 unfolded_pages[NR_MM_COUNTERS]; /* held, but not in the common counters yet */
+	u64 oom_kills; /* 1 if the kernel chose its process */
+};
+
+enum mem_held_flags {
+	MEM_HELD_HAS_HUGETLB = 1 << 0,
+	MEM_HELD_CHANGING = 1 << 1, /* the address space was replaced while it was read */
+};
+
+/*
+ * What a process holds, in pages unless a unit is given. Follows the record of the leader
+ * or, if the leader has exited before them, those of the other threads.
+ */
+struct mem_held_record {
+	struct record_head head;
+	u64 space; /* the address of its mm */
+	u64 virtual_pages;
+	u64 virtual_high_water_pages;
+	s64 resident_pages[NR_MM_COUNTERS]; /* file, anonymous, swapped out, shared */
+	u64 resident_high_water_pages; /* as far as the kernel has noted it */
+	u64 page_table_bytes;
+	u64 locked_pages;
+	u64 hugetlb_pages;
+	u64 owner_start_ns;
+	u32 owner_tgid;
+	u32 flags;
+};
+
+/* All page counts of an address space, with the parts that CPUs have not added yet. */
+struct mem_unfolded {
+	u64 addresses[NR_MM_COUNTERS];
+	s64 pages[NR_MM_COUNTERS];
+	bool together; /* allocated as one block (6.6+): one read per CPU instead of four */
+};
+
+static long mem_add_unfolded(u32 cpu, struct mem_unfolded *all)
+{
+	u64 *offset = bpf_map_lookup_elem(&mem_cpu_offsets, &cpu);
+	s32 part[NR_MM_COUNTERS] = {};
+
+	if (!offset || !*offset)
+		return 0;
+	if (all->together) {
+		bpf_probe_read_kernel(part, sizeof(part), (void *)(all->addresses[0] + *offset));
+	} else {
+		for (int i = 0; i < NR_MM_COUNTERS; i++)
+			bpf_probe_read_kernel(&part[i], sizeof(part[i]),
+					      (void *)(all->addresses[i] + *offset));
+	}
+	for (int i = 0; i < NR_MM_COUNTERS; i++)
+		all->pages[i] += part[i];
+	return 0;
+}
+
+static __always_inline void mem_begin_unfolded(struct mem_unfolded *all, u32 kind,
+					   struct percpu_counter *counter)
+{
+	all->pages[kind] = counter->count;
+	bpf_core_read(&all->addresses[kind], sizeof(all->addresses[kind]), &counter->counters);
+}
+
+static __always_inline void mem_read_resident(struct mem_held_record *held, struct mm_struct *mm,
+					  bool plain)
+{
+	struct mem_unfolded all = {};
+
+	if (plain) {
+		read_plain_page_counts(mm, held->resident_pages);
+		return;
+	}
+	/* one by one: the distance of elements is the kernel's, only constants are relocated */
+	mem_begin_unfolded(&all, MM_FILEPAGES, &mm->rss_stat[MM_FILEPAGES]);
+	mem_begin_unfolded(&all, MM_ANONPAGES, &mm->rss_stat[MM_ANONPAGES]);
+	mem_begin_unfolded(&all, MM_SWAPENTS, &mm->rss_stat[MM_SWAPENTS]);
+	mem_begin_unfolded(&all, MM_SHMEMPAGES, &mm->rss_stat[MM_SHMEMPAGES]);
+	all.together = all.addresses[1] - all.addresses[0] == sizeof(s32) &&
+		       all.addresses[2] - all.addresses[0] == 2 * sizeof(s32) &&
+		       all.addresses[3] - all.addresses[0] == 3 * sizeof(s32);
+	bpf_loop(mem_possible_cpus, mem_add_unfolded, &all, 0);
+	__builtin_memcpy(held->resident_pages, all.pages, sizeof(held->resident_pages));
+}
+
+/* Writes what the process of a task holds; nothing for a kernel thread or a zombie. */
+static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct task_struct *task,
+					   u64 process_start_ns, bool plain)
+{
+	struct mem_held_record r = {.head = RECORD_HEAD(SECTION_MEM, MEM_KIND_HELD, r)};
+	struct mm_struct *mm = task->mm, *still = 0;
+	struct task_struct *owner;
+
+	if (!mm || (task->flags & PF_KTHREAD))
+		return;
+	*(struct mm_struct **)&r.space = mm;
+	r.virtual_pages = mm->total_vm;
+	r.virtual_high_water_pages = mm->hiwater_vm;
+	r.resident_high_water_pages = mm->hiwater_rss;
+	r.page_table_bytes = mm->pgtables_bytes.counter;
+	r.locked_pages = mm->locked_vm;
+	if (has_hugetlb_usage()) {
+		r.hugetlb_pages = mm->hugetlb_usage.counter;
+		r.flags |= MEM_HELD_HAS_HUGETLB;
+	}
+	mem_read_resident(&r, mm, plain);
+	owner = has_mm_owner() ? mem_owner_of(mm) : 0;
+	if (owner) {
+		r.owner_tgid = owner->tgid;
+		r.owner_start_ns = owner->group_leader->start_boottime;
+	}
+	if (mem_track_address_space && r.owner_tgid == (u32)task->tgid)
+		mem_track(task->tgid, process_start_ns, mm, r.virtual_pages); /* a start, if it has none */
+	/* by helper: the compiler would reuse the value that was read above */
+	bpf_core_read(&still, sizeof(still), &task->mm);
+	if (mem_number(still) != mem_number(mm))
+		r.flags |= MEM_HELD_CHANGING;
+	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+}
+
+static __always_inline void mem_read_faults(struct mem_faults_record *faults, struct task_struct *task)
+{
+	struct signal_struct *signal = task->signal;
+
+	faults->minor = task->min_flt;
+	faults->major = task->maj_flt;
+	faults->dead_minor = signal->min_flt;
+	faults->dead_major = signal->maj_flt;
+}
+
+static __always_inline bool mem_is_oom_victim(struct signal_struct *signal)
+{
+	return signal->oom_mm;
+}
+
+static __always_inline void mem_walk_task(struct bpf_iter__task *ctx, struct task_struct *task,
+					  u64 process_start_ns, bool plain)
+{
+	struct mem_tracked_record *tracked;
+	u32 tgid = task->tgid;
+	bool is_leader = task->pid == task->tgid;
+
+	{
+		struct mem_task_record r = {.head = RECORD_HEAD(SECTION_MEM, MEM_KIND_TASK, r)};
+
+		mem_read_faults(&r.faults, task);
+		read_thread_page_counts(task, r.unfolded_pages);
+		r.oom_kills = mem_is_oom_victim(task->signal);
+		bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	}
+	if (is_leader || !task->group_leader->mm)
+		mem_write_held(ctx, task, process_start_ns, plain);
+	if (!is_leader)
+		return;
+	tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
+	if (tracked && tracked->process_start_ns == process_start_ns)
+		bpf_seq_write(ctx->meta->seq, tracked, sizeof(*tracked));
+}
+
+/* A process begins with the address space of its parent: from there it is followed. */
+static __always_inline void mem_fork(struct task_struct *child)
+{
+	struct mm_struct *mm = child->mm;
+
+	if (mem_track_address_space && mm && mem_owner_of(mm))
+		mem_track(child->tgid, child->start_boottime, mm, mm->total_vm);
+}
+
+static __always_inline void mem_forget(struct task_struct *task)
+{
+	u32 tgid = task->tgid;
+
+	bpf_map_delete_elem(&mem_tracked, &tgid);
+}
+
+/* The last thread of a process exits, in its own context. */
+static __always_inline void mem_last_exit(struct process_ended_record *ended,
+					  struct task_struct *task, u64 process_start_ns)
+{
+	u32 tgid = task->tgid;
+	struct mem_tracked_record *tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
+	struct mm_struct *mm = task->mm;
+
+	mem_read_faults(&ended->mem.faults, task);
+	if (task->pid != task->tgid) { /* its leader ended before it: in no sum yet */
+		ended->mem.faults.minor += task->group_leader->min_flt;
+		ended->mem.faults.major += task->group_leader->maj_flt;
+	}
+	if (tracked && tracked->process_start_ns == process_start_ns)
+		ended->mem.tracked = *tracked;
+	if (mm) { /* gone before this up to 6.12 */
+		ended->mem.resident_high_water_pages = mm->hiwater_rss;
+		ended->mem.virtual_high_water_pages = mm->hiwater_vm;
+	}
+	ended->mem.oom_kills = mem_is_oom_victim(task->signal);
+	mem_forget(task);
+}
+
+/* A process is released: by now signal_struct holds the faults of all its threads. */
+static __always_inline void mem_release(struct process_ended_record *ended,
+					struct mem_totals_record *overflow,
+					struct task_struct *leader)
+{
+	struct mem_faults_record faults = {};
+
+	mem_read_faults(&faults, leader);
+	if (ended) {
+		/* the leader's own are among those of the dead by now */
+		ended->mem.faults.minor = ended->mem.faults.major = 0;
+		ended->mem.faults.dead_minor = faults.dead_minor;
+		ended->mem.faults.dead_major = faults.dead_major;
+		ended->mem.oom_kills = mem_is_oom_victim(leader->signal);
+	} else if (overflow) {
+		overflow->minor_faults += faults.dead_minor;
+		overflow->major_faults += faults.dead_major;
+		overflow->oom_kills += mem_is_oom_victim(leader->signal);
+	}
+}
+
+#endif

@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * Identity and lifecycle of processes, once per set of probes: the walk over all tasks,
+ * starts, exits and releases, the filter and the final records. The built-in probes add
+ * their parts from their section.h; what is off is removed by the verifier.
+ *
+ * Adding or removing a probe loads the handlers anew, on the same maps. The dispatchers
+ * stay attached and jump to the handlers of the moment, so no event is missed or handled
+ * twice.
+ */
+#include "probe.h"
+#include "process/ended.h"
+#include "cpu/section.h"
+#include "disk/section.h"
+#include "mem/section.h"
+#include "slab/section.h"
+
+EBPFMETRICS_LICENSE;
+
+/* Names and order become `ProcessLoss` in Rust. */
+enum process_loss {
+	PROCESS_LOSS_ENDED_TABLE_FULL, /* `ended` full: a process is in `overflow` alone */
+	PROCESS_LOSS_CREATOR_TABLE_FULL, /* `creators` full: the creator of a process is unknown */
+	PROCESS_LOSS_FILTER_TABLE_FULL, /* `filtered` full: a process of a tree and its children */
+	PROCESS_LOSSES,
+};
+
+DEFINE_LOSSES(process, PROCESS_LOSSES)
+
+/* Walk records of SECTION_PROCESS. */
+enum process_kind {
+	PROCESS_KIND_WALK = 1,
+	PROCESS_KIND_PROCESS = 2,
+	PROCESS_KIND_THREAD = 3,
+	PROCESS_KIND_VOID = 4, /* the task before this is being released: ignore it */
+	PROCESS_KIND_ENDED = 5,
+	PROCESS_KIND_SETTLED = 6,
+	PROCESS_KIND_PARENT = 7,
+};
+
+/* The first record of a walk: when it began, by the kernel's own clocks. */
+struct process_walk_record {
+	struct record_head head;
+	u64 monotonic_ns;
+	u64 boottime_ns;
+};
+
+/* A process, sent by its leader. The records of the probes for the leader follow. */
+struct process_process_record {
+	struct record_head head;
+	u64 task; /* the leader's address: threads keep theirs when exec renames them */
+	struct process_info_record info;
+};
+
+/* Another thread. The records of the probes for it follow. */
+struct process_thread_record {
+	struct record_head head;
+	u64 task;
+	u64 process_start_ns;
+	u64 thread_start_ns;
+	u64 cgroup_id;
+	u32 tgid;
+	u32 tid;
+	char comm[16];
+};
+
+static __always_inline void write_void(struct bpf_iter__task *ctx)
+{
+	struct record_head head = {
+	    .section = SECTION_PROCESS, .kind = PROCESS_KIND_VOID, .size = sizeof(head)};
+
+	bpf_seq_write(ctx->meta->seq, &head, sizeof(head));
+}
+
+static __always_inline bool write_process(struct bpf_iter__task *ctx, struct task_struct *task)
+{
+	struct process_process_record r = {
+	    .head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_PROCESS, r)};
+
+	if (!read_process(false, &r.info, task))
+		return false;
+	read_scheduling(&r.info, task);
+	*(struct task_struct **)&r.task = task;
+	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	return true;
+}
+
+static __always_inline bool write_thread(struct bpf_iter__task *ctx, struct task_struct *task)
+{
+	struct process_thread_record r = {
+	    .head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_THREAD, r)};
+	struct task_struct *leader = task->group_leader;
+
+	if (leader->tgid != task->tgid) /* its leader is gone: it is being released */
+		return false;
+	*(struct task_struct **)&r.task = task;
+	r.process_start_ns = leader->start_boottime;
+	r.thread_start_ns = task->start_boottime;
+	r.cgroup_id = cgroup_id(false, cgroup_of(false, task));
+	r.tgid = task->tgid;
+	r.tid = task->pid;
+	__builtin_memcpy(r.comm, task->comm, sizeof(r.comm));
+	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	return true;
+}
+
+/* What dead threads of a task's process have left in `ended`. */
+static __always_inline struct process_ended_record *dead_threads_of(struct task_struct *task,
+								     const struct process_key *key)
+{
+	if (!task->signal->sum_sched_runtime && !(task->flags & PF_EXITING))
+		return NULL;
+	return bpf_map_lookup_elem(&ended, key);
+}
+
+static __always_inline int walk(struct bpf_iter__task *ctx, bool plain)
+{
+	struct task_struct *task = ctx->task;
+	struct process_ended_record *dead;
+	struct process_key key;
+
+	if (!task)
+		return 0;
+	if (!ctx->meta->seq_num) {
+		struct process_walk_record r = {
+		    .head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_WALK, r),
+		    .monotonic_ns = bpf_ktime_get_ns(),
+		    .boottime_ns = bpf_ktime_get_boot_ns(),
+		};
+
+		bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	}
+	if (cpu_on)
+		cpu_walk_cpu(ctx, task);
+	if (!passes_filter(task))
+		return 0;
+	if (task->pid == task->tgid ? !write_process(ctx, task) : !write_thread(ctx, task))
+		return 0;
+	key = process_key_of(task);
+	dead = dead_threads_of(task, &key);
+	if (cpu_on)
+		cpu_walk_task(ctx, task, dead);
+	if (disk_on)
+		disk_walk_task(ctx, task, dead);
+	if (slab_on)
+		slab_walk_task(ctx, task);
+	if (mem_on)
+		mem_walk_task(ctx, task, key.start_ns, plain);
+	if (is_being_released(task)) {
+		write_void(ctx);
+		return 0;
+	}
+	CALL_NEXT(ctx);
+}
+
+SEC("iter/task")
+int process_walk(struct bpf_iter__task *ctx)
+{
+	return walk(ctx, false);
+}
+
+/* Before 6.2: there the loop over CPUs of the other does not exist. */
+SEC("iter/task")
+int process_walk_plain(struct bpf_iter__task *ctx)
+{
+	return walk(ctx, true);
+}
+
+/*
+ * Counters of a process between its exit and its release, as the kernel has them now. Its
+ * final record comes an RCU grace period after it disappears from the walk; what it will
+ * say is known before.
+ */
+struct process_settled_record {
+	struct record_head head;
+	struct process_key key;
+	struct cpu_totals_record cpu;
+	u64 minor_faults;
+	u64 major_faults;
+	u64 threads; /* not released yet: 0 or the leader */
+};
+
+static __always_inline bool is_still(struct task_struct *task, u64 signal, const struct process_key *key)
+{
+	return BPF_CORE_READ(task, tgid) == (int)key->tgid &&
+	       BPF_CORE_READ(task, start_boottime) == key->start_ns && signal_of(task) == signal;
+}
+
+/*
+ * Reads a process that has exited through the addresses that it left. They stay valid
+ * until its release, and the key tells whether they are still its own: where a release is
+ * not seen the memory may have been reused.
+ */
+static __always_inline void write_settled(struct bpf_iter__bpf_map_elem *ctx, struct task_struct *task,
+					  struct signal_struct *signal,
+					  const struct process_key *key)
+{
+	struct process_settled_record r = {
+	    .head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_SETTLED, r)};
+
+	if (!is_still(task, (u64)signal, key))
+		return;
+	r.key = *key;
+	r.threads = BPF_CORE_READ(signal, nr_threads);
+	r.cpu.sum_exec_ns = BPF_CORE_READ(signal, sum_sched_runtime);
+	r.cpu.user_ns = BPF_CORE_READ(signal, utime);
+	r.cpu.system_ns = BPF_CORE_READ(signal, stime);
+	r.cpu.voluntary_switches = BPF_CORE_READ(signal, nvcsw);
+	r.cpu.involuntary_switches = BPF_CORE_READ(signal, nivcsw);
+	r.minor_faults = BPF_CORE_READ(signal, min_flt);
+	r.major_faults = BPF_CORE_READ(signal, maj_flt);
+	if (r.threads) {
+		r.cpu.sum_exec_ns += BPF_CORE_READ(task, se.sum_exec_runtime);
+		r.cpu.user_ns += BPF_CORE_READ(task, utime);
+		r.cpu.system_ns += BPF_CORE_READ(task, stime);
+		r.cpu.voluntary_switches += BPF_CORE_READ(task, nvcsw);
+		r.cpu.involuntary_switches += BPF_CORE_READ(task, nivcsw);
+		r.minor_faults += BPF_CORE_READ(task, min_flt);
+		r.major_faults += BPF_CORE_READ(task, maj_flt);
+	}
+	/* gone while it was read: its final record has it */
+	if (BPF_CORE_READ(signal, live.counter) || !is_still(task, (u64)signal, key))
+		return;
+	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+}
+
+/* Over `ended`: each record, and what has come to it since the exit. */
+SEC("iter/bpf_map_elem")
+int process_ends(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct process_ended_record *record = ctx->value;
+	struct process_key *at = ctx->key, key;
+
+	if (!record || !at)
+		return 0;
+	key = *at;
+	if (!(record->flags & ENDED_EXITED))
+		return 0;
+	bpf_seq_write(ctx->meta->seq, record, sizeof(*record));
+	if (!(record->flags & ENDED_RELEASED))
+		write_settled(ctx, (void *)record->task, (void *)record->signal, &key);
+	return 0;
+}
+
+/* A process and its parent, for a filter that is being set up. */
+struct process_parent_record {
+	struct record_head head;
+	struct process_key process;
+	struct process_key parent;
+};
+
+SEC("iter/task")
+int process_parents(struct bpf_iter__task *ctx)
+{
+	struct process_parent_record r = {
+	    .head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_PARENT, r)};
+	struct task_struct *task = ctx->task;
+
+	if (!task || task->pid != task->tgid)
+		return 0;
+	r.process = process_key_of_leader(task);
+	r.parent.tgid = BPF_CORE_READ(task, real_parent, tgid);
+	r.parent.start_ns = BPF_CORE_READ(task, real_parent, group_leader, start_boottime);
+	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	return 0;
+}
+
+/*
+ * The creators of processes that were started since user space last took them, allocated
+ * as used; 16,384 entries. Each is written once. A process gets another parent when its
+ * own ends, but its creator stays.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct process_key);
+	__type(value, struct process_key);
+} creators SEC(".maps");
+
+/* The handlers of the lifecycle tracepoints: one array each, for the kernel demands that all
+ * programs of an array have the same arguments (28ead3eaabc1, 6.12). */
+#define DEFINE_HANDLER(name)                                                                       \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_PROG_ARRAY);                                             \
+		__uint(max_entries, 1);                                                            \
+		__type(key, u32);                                                                  \
+		__type(value, u32);                                                                \
+	} name SEC(".maps")
+
+DEFINE_HANDLER(fork_handler);
+DEFINE_HANDLER(exit_handler);
+DEFINE_HANDLER(release_handler);
+
+SEC("tp_btf/sched_process_fork")
+int process_on_fork(void *ctx)
+{
+	bpf_tail_call(ctx, &fork_handler, 0);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int process_on_exit(void *ctx)
+{
+	bpf_tail_call(ctx, &exit_handler, 0);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_free")
+int process_on_release(void *ctx)
+{
+	bpf_tail_call(ctx, &release_handler, 0);
+	return 0;
+}
+
+/* A child of a process in the filter is in it too. */
+static __always_inline void add_to_filter(struct task_struct *parent, struct task_struct *child)
+{
+	u64 start_ns = child->start_boottime;
+	u32 tgid = child->tgid;
+
+	if (!passes_filter_as(parent, parent->tgid))
+		return;
+	if (bpf_map_update_elem(&filtered, &tgid, &start_ns, BPF_ANY))
+		count_process_loss(PROCESS_LOSS_FILTER_TABLE_FULL);
+}
+
+/* A process is released. Its pid may already belong to another, which is listed too. */
+static __always_inline void remove_from_filter(struct task_struct *leader)
+{
+	u32 tgid = leader->tgid;
+	u64 *listed;
+
+	if (filter_mode != FILTER_LISTED && filter_mode != FILTER_TREE)
+		return;
+	listed = bpf_map_lookup_elem(&filtered, &tgid);
+	if (listed && *listed == leader->start_boottime)
+		bpf_map_delete_elem(&filtered, &tgid);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct process_key key, creator;
+
+	if (child->tgid == parent->tgid)
+		return 0;
+	if (filter_mode == FILTER_TREE)
+		add_to_filter(parent, child);
+	if (!passes_filter_as(child, child->tgid))
+		return 0;
+	key = process_key_of_leader(child);
+	creator = process_key_of(parent);
+	if (bpf_map_update_elem(&creators, &key, &creator, BPF_ANY))
+		count_process_loss(PROCESS_LOSS_CREATOR_TABLE_FULL);
+	if (mem_on)
+		mem_fork(child);
+	return 0;
+}
+
+/* The entry of a process in `ended`, created if there is none. */
+static __always_inline struct process_ended_record *ended_of(const struct process_key *key)
+{
+	static const struct process_ended_record none;
+	struct process_ended_record *record = bpf_map_lookup_elem(&ended, key);
+
+	if (record)
+		return record;
+	bpf_map_update_elem(&ended, key, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&ended, key);
+}
+
+/* A thread exits, in its own context: group_leader and real_parent are safe here. */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(process_exit, struct task_struct *task)
+{
+	struct process_key key = process_key_of(task);
+	bool is_last = task->signal->live.counter == 0;
+	struct process_ended_record *record;
+
+	if (!passes_filter_as(task, task->tgid)) {
+		if (mem_on && is_last)
+			mem_forget(task); /* it may have been in the filter's cgroup */
+		return 0;
+	}
+	record = ended_of(&key);
+	if (!record) {
+		count_process_loss(PROCESS_LOSS_ENDED_TABLE_FULL);
+		if (mem_on && is_last)
+			mem_forget(task);
+		return 0;
+	}
+	__sync_fetch_and_add(&record->threads, 1);
+	if (cpu_on)
+		cpu_thread_exit(record, task);
+	if (disk_on)
+		disk_thread_exit(record, task);
+	if (!is_last)
+		return 0;
+	record->head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_ENDED, *record);
+	read_process(true, &record->info, task);
+	*(struct task_struct **)&record->task = task->group_leader;
+	*(struct signal_struct **)&record->signal = task->signal;
+	if (cpu_on)
+		cpu_last_exit(record, task);
+	if (mem_on)
+		mem_last_exit(record, task, key.start_ns);
+	if (slab_on)
+		slab_last_exit(record, task);
+	record->ended_ns = bpf_ktime_get_ns();
+	__sync_fetch_and_add(&record->flags, ENDED_EXITED & ~record->flags);
+	return 0;
+}
+
+/*
+ * A task is released, some ms after its last switch, in the context of RCU: pointers to
+ * other tasks may be stale, but signal_struct is still there. Only the leader counts: it is
+ * the last of its process to be released, and by then signal_struct holds the totals of
+ * all threads.
+ */
+SEC("tp_btf/sched_process_free")
+int BPF_PROG(process_release, struct task_struct *task)
+{
+	struct process_key key = process_key_of_leader(task);
+	struct process_overflow_record *sum = NULL;
+	struct process_ended_record *record;
+	u32 zero = 0;
+
+	if (task->pid != task->tgid)
+		return 0;
+	remove_from_filter(task);
+	record = bpf_map_lookup_elem(&ended, &key);
+	if (!record && filter_mode == FILTER_ALL) {
+		/* its exit was not seen, or found no room */
+		record = ended_of(&key);
+		if (!record)
+			sum = bpf_map_lookup_elem(&overflow, &zero);
+	}
+	if (sum)
+		sum->processes += 1;
+	if (cpu_on)
+		cpu_release(record, sum ? &sum->cpu : NULL, task);
+	if (mem_on)
+		mem_release(record, sum ? &sum->mem : NULL, task);
+	if (slab_on)
+		slab_release(record, sum ? &sum->slab : NULL, task);
+	if (!record)
+		return 0;
+	if (!(record->flags & ENDED_EXITED)) {
+		record->head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_ENDED, *record);
+		record->info.tgid = key.tgid;
+		record->info.process_start_ns = key.start_ns;
+		record->info.namespace_pid = 0;
+		read_owner(true, &record->info, task);
+		record->ended_ns = bpf_ktime_get_ns();
+	}
+	__builtin_memcpy(record->info.comm, task->comm, sizeof(record->info.comm));
+	record->info.threads = record->threads;
+	__sync_fetch_and_add(&record->flags, (ENDED_EXITED | ENDED_RELEASED) & ~record->flags);
+	return 0;
+}
+
+/*
+ * Where BPF's clock and the scheduler's clock stand, seen by the caller right after it made
+ * the scheduler update its own time. Run by user space, attached to nothing.
+ */
+struct process_clocks_record {
+	u64 scheduler_ns;
+	u64 is_set;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct process_clocks_record);
+} clocks SEC(".maps");
+
+SEC("raw_tp/process_clocks")
+int process_read_clocks(void *ctx)
+{
+	/* bpf_get_current_task_btf() came in 5.11 */
+	struct task_struct *task = (void *)bpf_get_current_task();
+	u32 zero = 0;
+	struct process_clocks_record *c = bpf_map_lookup_elem(&clocks, &zero);
+	struct rq *rq;
+	u64 task_clock;
+
+	/* types that no map has: user space is generated from the BTF */
+	EMIT_BTF(struct process_walk_record);
+	EMIT_BTF(struct process_process_record);
+	EMIT_BTF(struct process_thread_record);
+	EMIT_BTF(struct process_settled_record);
+	EMIT_BTF(struct process_parent_record);
+	EMIT_BTF(enum process_flags);
+	EMIT_BTF(enum process_kind);
+	EMIT_BTF(enum process_section);
+	EMIT_BTF(enum process_loss);
+	EMIT_BTF(enum ended_flags);
+	EMIT_BTF(enum filter_mode);
+	EMIT_BTF(struct cpu_task_record);
+	EMIT_BTF(struct cpu_cpu_record);
+	EMIT_BTF(enum cpu_kind);
+	EMIT_BTF(enum cpu_loss);
+	EMIT_BTF(enum cpu_task_flags);
+	EMIT_BTF(enum cpu_cpu_flags);
+	EMIT_BTF(struct mem_task_record);
+	EMIT_BTF(struct mem_held_record);
+	EMIT_BTF(enum mem_kind);
+	EMIT_BTF(enum mem_loss);
+	EMIT_BTF(enum mem_held_flags);
+	EMIT_BTF(struct disk_task_record);
+	EMIT_BTF(enum disk_kind);
+	EMIT_BTF(struct slab_process_record);
+	EMIT_BTF(enum slab_kind);
+	EMIT_BTF(enum slab_loss);
+	if (!c || !has_run_queue())
+		return 0;
+	rq = BPF_CORE_READ(task, se.cfs_rq, rq);
+	task_clock = BPF_CORE_READ(rq, clock_task);
+	c->scheduler_ns =
+	    BPF_CORE_READ(task, se.exec_start) + BPF_CORE_READ(rq, clock) - task_clock;
+	c->is_set = 1;
+	return 0;
+}

@@ -1,0 +1,194 @@
+//! Selects the processes that a set measures: the user side of `bpf/include/filter.h`.
+
+use std::collections::{HashMap, HashSet};
+
+use super::walk::RecordBuffer;
+use crate::{
+    error::{Error, ErrorKind, Result},
+    object::{Object, ObjectLoader},
+    record::{ProcessKey, ProcessParentRecord, filter_mode},
+};
+
+/// Selects which processes a set measures. The filter runs in the kernel: a process outside
+/// it has no row, and costs a tenth to a fifth per snapshot and at its end.
+///
+/// Totals of a snapshot are then those of the selected processes. Figures of the machine are
+/// not filtered: CPU times, block devices, slab allocations on idle CPUs. Cheap hooks (a
+/// context switch, a page, a slab allocation) cost as much as without a filter.
+///
+/// ```no_run
+/// use ebpfmetrics::{CpuProbe, Filter, ProbeSet};
+///
+/// // children of this process that are started from now on are included
+/// let mut probes = ProbeSet::builder().filter(Filter::tree(std::process::id())).build()?;
+/// let cpu = probes.add(CpuProbe::builder())?;
+/// # Ok::<(), ebpfmetrics::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Filter {
+    /// Every process of the machine.
+    #[default]
+    All,
+    /// These processes, by pid, as long as they live. At most 16,384.
+    Processes(Vec<u32>),
+    /// A process, its descendants when the set is created, and everything that these start
+    /// from then on. Descendants stay in the filter when their parents end. At most 16,384
+    /// at a time; a process beyond that and its children are not measured, and are counted
+    /// as the loss `filter_table_full`.
+    ///
+    /// To measure a command completely, filter by the process that will start it
+    /// (`std::process::id()`), and start it afterwards.
+    Tree(u32),
+    /// A cgroup and the cgroups at most 15 levels below it, by its id
+    /// ([`Cgroups::id`](crate::Cgroups::id)) in the hierarchy of the set.
+    ///
+    /// A process that moves in is measured from then on. A process that moves out ends
+    /// here: its row is marked as exited, with what was known at the last snapshot, and is
+    /// counted as the loss `exit_record_missing`.
+    Cgroup(u64),
+}
+
+/// Room for this many processes at a time.
+const MAX_PROCESSES: u32 = 16_384;
+/// `KNOWN_CGROUPS`
+const KNOWN_CGROUPS: u32 = 256;
+
+impl Filter {
+    /// [`Filter::Processes`]
+    pub fn processes(pids: impl IntoIterator<Item = u32>) -> Self {
+        Self::Processes(pids.into_iter().collect())
+    }
+
+    /// [`Filter::Tree`]
+    pub fn tree(root: u32) -> Self {
+        Self::Tree(root)
+    }
+
+    /// [`Filter::Cgroup`]
+    pub fn cgroup(id: u64) -> Self {
+        Self::Cgroup(id)
+    }
+
+    /// Sets the filter in an object that includes `filter.h`.
+    pub(super) fn configure(&self, loader: ObjectLoader) -> ObjectLoader {
+        let mode = |loader: ObjectLoader, mode: u32| {
+            loader.override_global_if_present("filter_mode", mode)
+        };
+        match self {
+            Self::All => loader,
+            Self::Processes(_) => mode(loader, filter_mode::LISTED),
+            Self::Tree(_) => mode(loader, filter_mode::TREE),
+            Self::Cgroup(id) => mode(loader, filter_mode::CGROUP)
+                .override_global_if_present("filter_cgroup", *id),
+        }
+    }
+
+    /// Sizes the maps of the filter, in the object that creates them.
+    pub(super) fn size_maps(&self, loader: ObjectLoader) -> ObjectLoader {
+        match self {
+            Self::All => loader,
+            Self::Processes(_) | Self::Tree(_) => loader.map_max_entries("filtered", MAX_PROCESSES),
+            Self::Cgroup(_) => loader.map_max_entries("known_cgroups", KNOWN_CGROUPS),
+        }
+    }
+
+    /// Whether processes come in that existed before: what they used until they are first
+    /// seen is then not part of the window.
+    pub(super) fn admits_late(&self) -> bool {
+        matches!(self, Self::Cgroup(_))
+    }
+
+    /// Lists the processes that exist already. The fork handler is attached: it adds what
+    /// they start from here on.
+    pub(super) fn begin(&self, object: &Object) -> Result<()> {
+        match self {
+            Self::All | Self::Cgroup(_) => Ok(()),
+            Self::Processes(pids) => {
+                let pids: HashSet<_> = pids.iter().copied().collect();
+                if pids.len() > MAX_PROCESSES as usize {
+                    return Err(too_many(pids.len()));
+                }
+                let mut listed: Vec<_> = parents(object)?.into_iter().map(|it| it.process).collect();
+                listed.retain(|process| pids.contains(&process.tgid));
+                let found: HashSet<_> = listed.iter().map(|process| process.tgid).collect();
+                match pids.iter().find(|pid| !found.contains(pid)) {
+                    Some(&missing) => Err(no_such_process(missing)),
+                    None if pids.is_empty() => {
+                        let text = "the filter lists no process";
+                        Err(Error::new(ErrorKind::InvalidOption, text))
+                    }
+                    None => list(object, listed.into_iter()),
+                }
+            }
+            Self::Tree(root) => {
+                // Repeat until nothing is new: a process may have started another between
+                // the walk and its own listing.
+                let mut listed = HashSet::new();
+                loop {
+                    let family = family(*root, &parents(object)?);
+                    if family.is_empty() && listed.is_empty() {
+                        return Err(no_such_process(*root));
+                    }
+                    if family.is_subset(&listed) {
+                        return Ok(());
+                    }
+                    list(object, family.difference(&listed).copied())?;
+                    listed.extend(family);
+                }
+            }
+        }
+    }
+}
+
+fn no_such_process(pid: u32) -> Error {
+    let text = format!(
+        "no process has the pid {pid} that the filter names, or the reader's PID namespace hides it"
+    );
+    Error::new(ErrorKind::NoSuchProcess, text)
+}
+
+fn too_many(processes: usize) -> Error {
+    let text = format!("a filter holds at most {MAX_PROCESSES} processes, got {processes}");
+    Error::new(ErrorKind::InvalidOption, text)
+}
+
+/// All processes with their parents.
+fn parents(object: &Object) -> Result<Vec<ProcessParentRecord>> {
+    let mut buffer = RecordBuffer::default();
+    buffer.fill(&mut object.iterate("process_parents")?)?;
+    let cast = |record| {
+        bytemuck::try_from_bytes(buffer.get(record))
+            .copied()
+            .map_err(|_| super::collector::invalid_record("of unexpected size"))
+    };
+    buffer.records().map(|record| cast(record?)).collect()
+}
+
+fn list(object: &Object, processes: impl Iterator<Item = ProcessKey>) -> Result<()> {
+    let entries: Vec<(u32, u64)> = processes.map(|key| (key.tgid, key.start_ns)).collect();
+    if entries.len() > MAX_PROCESSES as usize {
+        return Err(too_many(entries.len()));
+    }
+    object.update_batch("filtered", &entries)
+}
+
+/// A process and all its descendants.
+fn family(root: u32, processes: &[ProcessParentRecord]) -> HashSet<ProcessKey> {
+    let mut children: HashMap<ProcessKey, Vec<ProcessKey>> = HashMap::new();
+    for &ProcessParentRecord { process, parent, .. } in processes {
+        children.entry(parent).or_default().push(process);
+    }
+    let root = processes.iter().map(|it| it.process).find(|process| process.tgid == root);
+    let mut members: HashSet<_> = root.into_iter().collect();
+    let mut open: Vec<_> = root.into_iter().collect();
+    while let Some(parent) = open.pop() {
+        for &child in children.get(&parent).into_iter().flatten() {
+            if members.insert(child) {
+                open.push(child);
+            }
+        }
+    }
+    members
+}

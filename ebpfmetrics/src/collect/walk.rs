@@ -1,0 +1,294 @@
+//! The records of a walk: read once, then split into tasks.
+
+use std::{io, ops::Range};
+
+use super::collector::invalid_record;
+use crate::{
+    error::{Error, ErrorKind, Result},
+    process::{Comm, ProcessId, ProcessInfo, ProcessState, SchedulingPolicy, ThreadId},
+    record::{
+        ProcessEndedRecord, ProcessInfoRecord, ProcessKey, ProcessProcessRecord,
+        ProcessSettledRecord, ProcessThreadRecord, ProcessWalkRecord, RecordHead, process_flags,
+        process_kind, process_section,
+    },
+};
+
+/// What an iterator wrote, aligned for records of 8-byte fields. Keeps its memory from walk
+/// to walk.
+#[derive(Debug, Default)]
+pub(super) struct RecordBuffer {
+    words: Vec<u64>,
+    length: usize,
+}
+
+/// A record by its place in the buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed {
+    pub(super) head: RecordHead,
+    at: usize,
+}
+
+impl RecordBuffer {
+    /// The kernel returns at most this much per read.
+    const PIECE: usize = 32 << 10;
+
+    /// Replaces the contents with all that an iterator writes.
+    pub(super) fn fill(&mut self, file: &mut impl io::Read) -> Result<()> {
+        self.length = 0;
+        loop {
+            if self.words.len() * 8 < self.length + Self::PIECE {
+                let words = (self.words.len() * 2).max(2 * Self::PIECE / 8);
+                self.words.resize(words, 0);
+            }
+            let free = &mut bytemuck::cast_slice_mut(&mut self.words)[self.length..];
+            match file.read(free) {
+                Ok(0) => return Ok(()),
+                Ok(length) => self.length += length,
+                // after a long stretch without output, so that other tasks can run
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let text = "cannot read the records of the walk";
+                    return Err(Error::new(ErrorKind::System, text).with_source(error));
+                }
+            }
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.length]
+    }
+
+    /// The bytes of a record.
+    pub(super) fn get(&self, record: Placed) -> &[u8] {
+        &self.bytes()[record.at..record.at + record.head.size as usize]
+    }
+
+    /// All records, in the order in which they were written.
+    pub(super) fn records(&self) -> impl Iterator<Item = Result<Placed>> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let rest = &self.bytes()[at..];
+            if rest.is_empty() {
+                return None;
+            }
+            let record = head(rest, at);
+            at = record.as_ref().map_or(self.length, |r| r.at + r.head.size as usize);
+            Some(record)
+        })
+    }
+}
+
+fn head(rest: &[u8], at: usize) -> Result<Placed> {
+    const HEAD: usize = size_of::<RecordHead>();
+    let head = rest.first_chunk::<HEAD>().ok_or_else(|| invalid_record("that is truncated"))?;
+    let head: RecordHead = bytemuck::cast(*head);
+    match head.size as usize {
+        size if size < HEAD => Err(invalid_record("smaller than its head")),
+        size if size > rest.len() => Err(invalid_record("that is truncated")),
+        size if size % 8 != 0 => Err(invalid_record("of a size that is no multiple of 8")),
+        _ => Ok(Placed { head, at }),
+    }
+}
+
+/// A task of a walk, with its records in [`Walked::records`].
+#[derive(Clone, Debug)]
+pub(super) struct WalkedTask {
+    pub(super) process: ProcessId,
+    pub(super) is_leader: bool,
+    pub(super) thread: ThreadId,
+    pub(super) address: u64,
+    pub(super) comm: Comm,
+    pub(super) cgroup_id: u64,
+    pub(super) records: Range<usize>,
+}
+
+/// All that a walk showed.
+#[derive(Debug, Default)]
+pub(super) struct Walked {
+    pub(super) monotonic_ns: u64,
+    pub(super) boottime_ns: u64,
+    /// Processes in ascending order of id.
+    pub(super) processes: Vec<(ProcessId, ProcessInfo)>,
+    pub(super) tasks: Vec<WalkedTask>,
+    /// Records of the probes, in the order of their tasks.
+    pub(super) records: Vec<Placed>,
+    /// Records of the probes about the machine.
+    pub(super) system: Vec<Placed>,
+}
+
+impl Walked {
+    fn clear(&mut self) {
+        *self = Self {
+            processes: std::mem::take(&mut self.processes),
+            tasks: std::mem::take(&mut self.tasks),
+            records: std::mem::take(&mut self.records),
+            system: std::mem::take(&mut self.system),
+            ..Self::default()
+        };
+        self.processes.clear();
+        self.tasks.clear();
+        self.records.clear();
+        self.system.clear();
+    }
+
+    /// Splits the records of a walk into tasks. `is_system` says which records of the probes
+    /// are about the machine.
+    pub(super) fn read(
+        &mut self,
+        buffer: &RecordBuffer,
+        is_system: impl Fn(RecordHead) -> bool,
+    ) -> Result<()> {
+        self.clear();
+        for record in buffer.records() {
+            let record = record?;
+            if record.head.section != process_section::PROCESS as u16 {
+                if is_system(record.head) {
+                    self.system.push(record);
+                } else {
+                    self.records.push(record);
+                    if let Some(task) = self.tasks.last_mut() {
+                        task.records.end = self.records.len();
+                    }
+                }
+                continue;
+            }
+            let bytes = buffer.get(record);
+            match u32::from(record.head.kind) {
+                process_kind::WALK => {
+                    let walk: &ProcessWalkRecord = cast(bytes)?;
+                    (self.monotonic_ns, self.boottime_ns) = (walk.monotonic_ns, walk.boottime_ns);
+                }
+                process_kind::PROCESS => self.add_process(cast(bytes)?),
+                process_kind::THREAD => self.add_thread(cast(bytes)?),
+                // the last task is being released: its counters may be in its process already
+                process_kind::VOID => {
+                    if let Some(task) = self.tasks.pop() {
+                        self.records.truncate(task.records.start);
+                        if task.is_leader {
+                            self.processes.pop();
+                        }
+                    }
+                }
+                _ => return Err(invalid_record("of unknown kind")),
+            }
+        }
+        // The kernel walks in the order of pids, so leaders come sorted, but for pids that
+        // were reused in between.
+        if !self.processes.is_sorted_by_key(|(id, _)| *id) {
+            self.processes.sort_by_key(|(id, _)| *id);
+        }
+        self.processes.dedup_by_key(|(id, _)| *id);
+        Ok(())
+    }
+
+    fn add_process(&mut self, record: &ProcessProcessRecord) {
+        let id = record.info.id();
+        self.processes.push((id, record.info.info()));
+        let at = self.records.len();
+        self.tasks.push(WalkedTask {
+            process: id,
+            is_leader: true,
+            thread: ThreadId { tid: id.pid, start_time_ns: id.start_time_ns },
+            address: record.task,
+            comm: Comm::from_bytes(record.info.comm),
+            cgroup_id: record.info.cgroup_id,
+            records: at..at,
+        });
+    }
+
+    fn add_thread(&mut self, record: &ProcessThreadRecord) {
+        let at = self.records.len();
+        self.tasks.push(WalkedTask {
+            process: ProcessId { pid: record.tgid, start_time_ns: record.process_start_ns },
+            is_leader: false,
+            thread: ThreadId { tid: record.tid, start_time_ns: record.thread_start_ns },
+            address: record.task,
+            comm: Comm::from_bytes(record.comm),
+            cgroup_id: record.cgroup_id,
+            records: at..at,
+        });
+    }
+}
+
+/// A process between its exit and the removal of its final record.
+#[derive(Clone, Debug)]
+pub(super) struct End {
+    pub(super) id: ProcessId,
+    pub(super) record: Box<ProcessEndedRecord>,
+    pub(super) settled: Option<ProcessSettledRecord>,
+}
+
+/// Reads the iteration over final records, in ascending order of id.
+pub(super) fn read_ends(buffer: &RecordBuffer) -> Result<Vec<End>> {
+    let mut ends: Vec<End> = Vec::new();
+    for record in buffer.records() {
+        let record = record?;
+        let bytes = buffer.get(record);
+        match (u32::from(record.head.section), u32::from(record.head.kind)) {
+            (process_section::PROCESS, process_kind::ENDED) => {
+                let record: &ProcessEndedRecord = cast(bytes)?;
+                ends.push(End { id: record.info.id(), record: Box::new(*record), settled: None });
+            }
+            (process_section::PROCESS, process_kind::SETTLED) => {
+                let settled: &ProcessSettledRecord = cast(bytes)?;
+                if let Some(end) = ends.last_mut().filter(|end| end.id == settled.key.id()) {
+                    end.settled = Some(*settled);
+                }
+            }
+            _ => return Err(invalid_record("of unknown kind")),
+        }
+    }
+    ends.sort_by_key(|end| end.id);
+    ends.dedup_by_key(|end| end.id);
+    Ok(ends)
+}
+
+fn cast<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Result<&T> {
+    bytemuck::try_from_bytes(bytes).map_err(|_| invalid_record("of unexpected size"))
+}
+
+impl ProcessKey {
+    /// The process.
+    pub fn id(&self) -> ProcessId {
+        ProcessId { pid: self.tgid, start_time_ns: self.start_ns }
+    }
+}
+
+impl From<ProcessId> for ProcessKey {
+    fn from(id: ProcessId) -> Self {
+        Self { start_ns: id.start_time_ns, tgid: id.pid, padding: 0 }
+    }
+}
+
+impl ProcessInfoRecord {
+    /// The process.
+    pub(crate) fn id(&self) -> ProcessId {
+        ProcessId { pid: self.tgid, start_time_ns: self.process_start_ns }
+    }
+
+    /// What it says about the process, which is alive as far as the record shows.
+    pub(crate) fn info(&self) -> ProcessInfo {
+        let has = |flag| self.flags & flag != 0;
+        let has_owner = has(process_flags::HAS_OWNER);
+        let scheduled = has(process_flags::HAS_SCHEDULING);
+        let mut info = ProcessInfo::default();
+        info.comm = Comm::from_bytes(self.comm);
+        info.parent = (self.parent_tgid != 0).then_some(ProcessId {
+            pid: self.parent_tgid,
+            start_time_ns: self.parent_start_ns,
+        });
+        info.namespace_pid = self.namespace_pid;
+        info.uid = has_owner.then_some(self.uid);
+        info.cgroup_id = (has_owner && self.cgroup_id != 0).then_some(self.cgroup_id);
+        info.threads = self.threads;
+        info.kernel_thread = has(process_flags::KERNEL_THREAD);
+        if scheduled {
+            info.state = ProcessState::from_kernel(self.state, 0);
+            info.nice = i8::try_from(self.nice).ok();
+            info.policy = SchedulingPolicy::from_kernel(self.policy);
+            info.last_cpu = Some(self.cpu);
+        }
+        info
+    }
+}
