@@ -143,7 +143,7 @@ fn short_names_are_found() {
     };
     assert_eq!(found(b"a"), [KIND_STRUCT, KIND_INT]);
     assert_eq!(found(b"ab"), [KIND_UNION]);
-    assert_eq!(found(b""), []);
+    assert!(found(b"").is_empty());
 }
 
 #[test]
