@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     bpf::program::{self, Start},
+    error::hook_missing,
     object::Object,
 };
 use crate::{
@@ -45,8 +46,7 @@ impl Object {
     /// are the same in all kernels. It costs more than with [`attach`](Self::attach).
     ///
     /// # Errors
-    /// Those of [`attach`](Self::attach), and [`System`](crate::ErrorKind::System) if tracefs
-    /// cannot be read.
+    /// Those of [`attach`](Self::attach). Without tracefs, the tracepoint is missing.
     pub fn attach_tracepoint(
         &mut self,
         program: &str,
@@ -54,9 +54,14 @@ impl Object {
         tracepoint: &str,
     ) -> Result<()> {
         self.load(program, Start::Tracepoint)?;
-        self.link(program, "perf_event_open", |fd| {
-            program::attach_tracepoint(fd, tracepoint_id(category, tracepoint)?)
-        })
+        let id = tracepoint_id(category, tracepoint).map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                let hook = format!("tracepoint {category}/{tracepoint} in tracefs");
+                return hook_missing(self.name, program, hook).with_source(error);
+            }
+            self.program_failed("reading tracefs", program, error)
+        })?;
+        self.link(program, "perf_event_open", |fd| program::attach_tracepoint(fd, id))
     }
 
     /// Loads a program (section `raw_tp`) and attaches it to a tracepoint. Its arguments are
@@ -66,9 +71,19 @@ impl Object {
     /// Those of [`attach`](Self::attach).
     pub fn attach_raw_tracepoint(&mut self, program: &str, tracepoint: &str) -> Result<()> {
         self.load(program, Start::RawTracepoint)?;
-        self.link(program, "BPF_RAW_TRACEPOINT_OPEN", |fd| {
-            program::attach_raw_tracepoint(fd, &CString::new(tracepoint)?)
-        })
+        let link = self
+            .program(program)?
+            .fd()
+            .and_then(|fd| program::attach_raw_tracepoint(fd, &CString::new(tracepoint)?));
+        let link = link.map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                let hook = format!("raw tracepoint {tracepoint}");
+                return hook_missing(self.name, program, hook).with_source(error);
+            }
+            self.program_failed("BPF_RAW_TRACEPOINT_OPEN", program, error)
+        })?;
+        self.program_mut(program)?.link = Some(link);
+        Ok(())
     }
 
     fn link(

@@ -39,8 +39,8 @@ fn explain(call: &str, error: &io::Error) -> (ErrorKind, &'static str) {
         // EACCES is the verifier's answer to an invalid program
         Some(libc::EPERM) => (
             ErrorKind::PermissionDenied,
-            "; eBPF needs CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8), and a \
-             security module or a seccomp filter (as of container runtimes) may forbid it",
+            "; eBPF needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and a security module or a \
+             seccomp filter (as of container runtimes) may forbid it",
         ),
         Some(libc::EMFILE) => (
             ErrorKind::ResourceLimit,
@@ -74,6 +74,12 @@ fn explain(call: &str, error: &io::Error) -> (ErrorKind, &'static str) {
         }
         _ => (ErrorKind::System, ""),
     }
+}
+
+/// This kernel lacks a hook that a program needs.
+pub(super) fn hook_missing(object: &str, program: &str, hook: impl Display) -> Error {
+    let text = format!("object {object}: this kernel has no {hook}, needed by program {program}");
+    Error::new(ErrorKind::HookMissing, text)
 }
 
 /// An error of parsing or relocating the object.

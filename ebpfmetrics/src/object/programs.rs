@@ -12,13 +12,13 @@ use aya_obj::{Function, ProgramSection, generated::bpf_map_type};
 
 use super::{
     bpf::{self, program::Start},
-    error::{failed, invalid, rejected},
+    error::{failed, hook_missing, invalid, rejected},
     loader::raise_memlock_limit,
     map_handle::MapHandle,
     object::Object,
 };
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     kernel::{Kernel, btf::Hook},
 };
 
@@ -106,7 +106,7 @@ impl Object {
     /// Runs a program of [`load_callable`](Self::load_callable) in the calling thread.
     ///
     /// # Errors
-    /// [`System`](ErrorKind::System) if it is not loaded or the kernel refuses.
+    /// [`System`](crate::ErrorKind::System) if it is not loaded or the kernel refuses.
     pub fn test_run(&self, program: &str) -> Result<()> {
         let result = self.program(program)?.fd().and_then(bpf::program::test_run);
         result.map_err(|error| self.program_failed("BPF_PROG_TEST_RUN", program, error))
@@ -115,7 +115,7 @@ impl Object {
     /// Starts an iteration of an iterator program. Reading the file runs the program.
     ///
     /// # Errors
-    /// [`System`](ErrorKind::System) if it is not loaded or the kernel refuses.
+    /// [`System`](crate::ErrorKind::System) if it is not loaded or the kernel refuses.
     pub fn iterate(&self, program: &str) -> Result<File> {
         self.start_iteration(program, None)
     }
@@ -125,7 +125,7 @@ impl Object {
     ///
     /// # Errors
     /// Those of [`iterate`](Self::iterate), and
-    /// [`InvalidObject`](ErrorKind::InvalidObject) if there is no such map.
+    /// [`InvalidObject`](crate::ErrorKind::InvalidObject) if there is no such map.
     pub fn iterate_map(&self, program: &str, map: &str) -> Result<File> {
         self.start_iteration(program, Some(self.handle(map)?))
     }
@@ -133,7 +133,9 @@ impl Object {
     fn start_iteration(&self, program: &str, map: Option<&MapHandle>) -> Result<File> {
         let start = |fd: BorrowedFd<'_>| bpf::program::iterate(fd, map.map(AsFd::as_fd));
         let file = self.program(program)?.fd().and_then(start);
-        file.map(File::from).map_err(|error| self.program_failed("BPF_ITER_CREATE", program, error))
+        file.map(File::from).map_err(|error| {
+            self.program_failed("BPF_LINK_CREATE or BPF_ITER_CREATE", program, error)
+        })
     }
 
     /// Sets an element of a `PROG_ARRAY` map: `bpf_tail_call` with this index runs the
@@ -143,8 +145,8 @@ impl Object {
     /// The kernel clears the array when the last descriptor of it is closed.
     ///
     /// # Errors
-    /// [`InvalidObject`](ErrorKind::InvalidObject) if there is no such map or program;
-    /// [`System`](ErrorKind::System) if the program is not loaded, or for another hook.
+    /// [`InvalidObject`](crate::ErrorKind::InvalidObject) if there is no such map or program;
+    /// [`System`](crate::ErrorKind::System) if the program is not loaded, or for another hook.
     pub fn set_tail_call(
         &self,
         prog_array: &str,
@@ -166,7 +168,7 @@ impl Object {
     /// after the call. Does nothing if it is not set.
     ///
     /// # Errors
-    /// [`InvalidObject`](ErrorKind::InvalidObject) if there is no such map.
+    /// [`InvalidObject`](crate::ErrorKind::InvalidObject) if there is no such map.
     pub fn clear_tail_call(&self, prog_array: &str, index: u32) -> Result<()> {
         let map = self.prog_array(prog_array)?;
         bpf::map::delete(map.as_fd(), &index).map(drop).map_err(|error| {
@@ -209,13 +211,7 @@ impl Object {
     }
 
     fn hook(&self, program: &str, kind: &str, name: &str, hook: Option<Hook>) -> Result<Hook> {
-        hook.ok_or_else(|| {
-            let text = format!(
-                "object {}: this kernel has no {kind} {name}, needed by program {program}",
-                self.name
-            );
-            Error::new(ErrorKind::HookMissing, text)
-        })
+        hook.ok_or_else(|| hook_missing(self.name, program, format_args!("{kind} {name}")))
     }
 
     pub(super) fn program_failed(&self, call: &str, program: &str, error: io::Error) -> Error {

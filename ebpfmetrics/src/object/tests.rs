@@ -249,6 +249,8 @@ fn missing_programs_and_hooks_are_named() {
     assert_eq!(error.kind(), ErrorKind::HookMissing);
     assert!(error.to_string().contains("no_such_hook"), "{error}");
     assert!(error.to_string().contains("cpu_free"), "{error}");
+    let error = object.attach_raw_tracepoint("cpu_clocks", "no_such_hook").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HookMissing, "{error}");
     assert_eq!(kind(object.iterate("cpu_tasks")), ErrorKind::System, "it is not loaded");
     assert_eq!(kind(object.iterate("none")), ErrorKind::InvalidObject);
 }
@@ -259,4 +261,26 @@ fn types_of_an_object_are_read_from_its_btf() {
     assert_eq!(size, 16);
     assert_eq!(members[1], ("tgid".to_owned(), 8));
     assert!(layout(ebpf_probes::CPU, "no_such_struct").is_none());
+}
+
+#[test]
+fn an_iterator_continues_with_that_of_another_object() {
+    let kernel = Kernel::read().unwrap();
+    let [mut first, mut second] = [1_u16, 2].map(|stream| {
+        let loader = ObjectLoader::new("cpu", ebpf_probes::CPU);
+        loader.override_global_if_present("stream", stream).load(&kernel).unwrap()
+    });
+    for object in [&mut first, &mut second] {
+        object.load_iterator("cpu_tasks", "task", &kernel).unwrap();
+    }
+    let length = |object: &Object| {
+        let mut output = Vec::new();
+        object.iterate("cpu_tasks").unwrap().read_to_end(&mut output).unwrap();
+        output.len()
+    };
+    let alone = length(&first);
+    first.set_tail_call("next_iterator", 0, &second, "cpu_tasks").unwrap();
+    assert!(length(&first) > alone + alone / 2);
+    first.clear_tail_call("next_iterator", 0).unwrap();
+    assert!(length(&first) < alone + alone / 2);
 }

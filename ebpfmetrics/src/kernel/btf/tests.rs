@@ -1,7 +1,7 @@
 use super::{subset::without_flavour, types::*, *};
 use std::collections::HashSet;
 
-/// Types with the words that follow them, and the strings that they name.
+/// BTF of some strings and types, each with the words that follow it.
 fn btf(strings: &[u8], types: &[&[u32]]) -> Vec<u8> {
     let types = types.concat();
     let types: &[u8] = bytemuck::cast_slice(&types);
@@ -18,8 +18,8 @@ fn kind(kind: u32, members: u32) -> u32 {
     kind << 24 | members
 }
 
-/// A variable `b`, a per-CPU section that puts it at 0x40, the tracepoint `t` of
-/// two arguments and the iterator `i`.
+/// A variable `b` at 0x40 of the per-CPU section, a tracepoint `t` with two arguments, and
+/// an iterator `i`.
 fn hooks() -> Vec<u8> {
     btf(
         b"\0a\0b\0.data..percpu\0btf_trace_t\0bpf_iter_i\0",
@@ -57,7 +57,7 @@ fn parse(bytes: &[u8]) -> Btf<&[u8]> {
     Btf::parse(bytes).unwrap()
 }
 
-/// Its types by name, with what they refer to.
+/// Its types: name, kind, members and references.
 fn described<B: Deref<Target = [u8]>>(btf: &Btf<B>) -> Vec<(String, u32, usize, Vec<u32>)> {
     let describe = |id| {
         let this = btf.get(id).unwrap();
@@ -69,7 +69,7 @@ fn described<B: Deref<Target = [u8]>>(btf: &Btf<B>) -> Vec<(String, u32, usize, 
 }
 
 #[test]
-fn finds_variables_and_hooks() {
+fn variables_and_hooks_are_found() {
     let bytes = hooks();
     let btf = parse(&bytes);
     assert_eq!(btf.per_cpu_offsets(["b", "a", "none"]), [Some(0x40), None, None]);
@@ -84,7 +84,7 @@ fn finds_variables_and_hooks() {
 }
 
 #[test]
-fn keeps_what_lies_in_a_type_and_the_names_behind_its_pointers() {
+fn a_subset_has_embedded_types_and_the_names_behind_pointers() {
     let bytes = structures();
     let few = parse(&bytes).only(&HashSet::from([&b"task"[..]]));
     let name = |name: &str| name.to_owned();
@@ -103,7 +103,7 @@ fn keeps_what_lies_in_a_type_and_the_names_behind_its_pointers() {
 }
 
 #[test]
-fn keeps_whole_what_is_named_even_behind_a_pointer() {
+fn a_named_type_is_complete_even_behind_a_pointer() {
     let bytes = structures();
     let few = parse(&bytes).only(&HashSet::from([&b"task"[..], b"far"]));
     let few = parse(&few);
@@ -111,12 +111,12 @@ fn keeps_whole_what_is_named_even_behind_a_pointer() {
     let far = types.iter().find(|(name, ..)| name == "far").unwrap();
     assert_eq!((far.2, far.3.as_slice()), (1, &[1][..]), "{types:?}");
     assert_eq!(types.len(), 8);
-    // all of its types again, and the same
+    // a subset with all names is the same
     assert_eq!(few.only(&few.names()), few.bytes);
 }
 
 #[test]
-fn flavours_are_no_part_of_a_name() {
+fn flavours_are_ignored_in_names() {
     assert_eq!(without_flavour(b"task_struct___new"), b"task_struct");
     assert_eq!(without_flavour(b"a__b"), b"a__b");
     assert_eq!(without_flavour(b""), b"");
@@ -155,8 +155,8 @@ fn members_beyond_16_bits_are_counted() {
     assert_eq!(parse(&bytes).places.len(), 3);
 }
 
-/// Everything that can be asked.
-fn ask(bytes: &[u8]) {
+/// Runs every query.
+fn query_all(bytes: &[u8]) {
     if let Some(btf) = Btf::parse(bytes) {
         let few = btf.only(&btf.names());
         btf.only(&HashSet::from([&b"task"[..]]));
@@ -168,26 +168,26 @@ fn ask(bytes: &[u8]) {
 }
 
 #[test]
-fn garbage_and_cut_btf_are_no_panic() {
-    ask(&[0xff; 64]);
-    ask(&[]);
+fn damaged_and_truncated_btf_does_not_panic() {
+    query_all(&[0xff; 64]);
+    query_all(&[]);
     for whole in [hooks(), structures()] {
         for length in 0..whole.len() {
             assert!(Btf::parse(&whole[..length]).is_none(), "{length}");
         }
-        // every byte wrong in turn, in several ways
+        // damage each byte in turn
         for at in 0..whole.len() {
             for wrong in [0, 1, 4, 0x13, 0x7f, 0xff] {
                 let mut broken = whole.clone();
                 broken[at] = wrong;
-                ask(&broken);
+                query_all(&broken);
             }
         }
     }
 }
 
 #[test]
-fn types_of_an_unknown_kind_are_refused() {
+fn types_of_an_unknown_kind_are_rejected() {
     let bytes = btf(b"\0", &[&[0, kind(42, 0), 0]]);
     assert!(Btf::parse(&bytes[..]).is_none());
 }

@@ -6,7 +6,7 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
 use super::{Attr, Command, call, number, open};
 
@@ -270,7 +270,7 @@ pub(in crate::object) fn delete_batch<K: Pod>(
 }
 
 /// One value, read through a byte buffer of its size.
-pub(in crate::object) fn lookup_value<K: Pod, V: Pod + Zeroable>(
+pub(in crate::object) fn lookup_value<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     key: &K,
 ) -> io::Result<Option<V>> {
