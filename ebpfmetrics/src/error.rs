@@ -1,25 +1,26 @@
 use std::fmt;
 
-/// The result of everything here that can fail.
+/// A result with this crate's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What kind of thing is missing or went wrong.
+/// Kinds of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The caller may not use eBPF: a capability is missing, or a security
-    /// module or seccomp filter says no.
+    /// The process may not use eBPF: a capability is missing, or a security module or a
+    /// seccomp filter forbids it.
     PermissionDenied,
     /// The kernel does not carry its own type information (BTF).
     BtfMissing,
-    /// A tracepoint or iterator that the probe needs is not in this kernel.
+    /// This kernel lacks a tracepoint or iterator that the probe needs.
     HookMissing,
     /// Kernel lockdown forbids reading kernel memory.
     Lockdown,
-    /// The limit on locked memory is too low; kernels before 5.11 charge eBPF
-    /// maps to it.
+    /// The limit on locked memory is too low. Only kernels before 5.11 charge eBPF maps to
+    /// it.
     MemlockLimit,
-    /// The kernel's verifier refused a program; see [`Error::verifier_log`].
+    /// The kernel's verifier rejected a program. The text has the end of its log,
+    /// [`Error::verifier_log`] all of it.
     VerifierRejected,
     /// A kernel map was too small for what happened; raised only by
     /// [`Losses::check`](crate::Losses::check), a snapshot itself counts it.
@@ -29,10 +30,13 @@ pub enum ErrorKind {
     EventsLost,
     /// An option of a builder cannot be met.
     InvalidOption,
-    /// The eBPF object does not hold what the probe expects of it.
+    /// The eBPF object lacks something, or declares it differently than expected.
     InvalidObject,
-    /// The kernel handed over bytes that the probe does not understand.
+    /// A BPF program wrote a record that is truncated or has unexpected contents.
     InvalidRecord,
+    /// A limit of the process or the system is exceeded: open files, memory, or the size of
+    /// a map or program. The text names the limit.
+    ResourceLimit,
     /// A system call failed for another reason.
     System,
 }
@@ -86,12 +90,12 @@ impl Error {
         self
     }
 
-    /// What kind of thing is missing or went wrong.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// What the kernel's verifier had to say, where it refused a program.
+    /// The complete log of the kernel's verifier, if it rejected a program.
     pub fn verifier_log(&self) -> Option<&str> {
         self.0.verifier_log.as_deref()
     }

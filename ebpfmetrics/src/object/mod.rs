@@ -1,0 +1,26 @@
+//! BPF objects: loading, programs, maps. The only module that uses aya, aya_obj and bpf(2).
+
+mod attach;
+mod bpf;
+mod error;
+mod loader;
+mod map_handle;
+mod maps;
+#[allow(clippy::module_inception, reason = "one type per file")]
+mod object;
+mod programs;
+mod relocate;
+mod ring;
+mod statistics;
+#[cfg(test)]
+mod tests;
+mod types;
+mod verifier_error;
+
+pub(crate) use self::{
+    bpf::{map_ids, program_ids},
+    ring::Ring,
+    statistics::enable_statistics,
+    types::{enumerators, layout},
+};
+pub use self::{loader::ObjectLoader, map_handle::MapHandle, object::Object};
