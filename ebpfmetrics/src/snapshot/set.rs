@@ -1,0 +1,485 @@
+//! The snapshot of a set of probes.
+
+use std::{
+    any::Any,
+    borrow::Cow,
+    fmt,
+    marker::PhantomData,
+    ops::Index,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{Losses, Overflow, ProbeSnapshot, Process, Provenance, Row, Rows, Usage, Window};
+use crate::process::{ProcessId, ProcessInfo};
+
+/// Names a probe of a set. `U` is the probe's usage, `S` its figures of the machine.
+///
+/// A handle is a number: copy it freely. It stays valid until the probe is removed.
+pub struct Handle<U, S> {
+    id: u64,
+    types: PhantomData<fn() -> (U, S)>,
+}
+
+impl<U, S> Handle<U, S> {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), types: PhantomData }
+    }
+
+    pub(crate) fn id(self) -> u64 {
+        self.id
+    }
+}
+
+impl<U, S> Clone for Handle<U, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<U, S> Copy for Handle<U, S> {}
+
+impl<U, S> PartialEq for Handle<U, S> {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl<U, S> Eq for Handle<U, S> {}
+
+impl<U, S> fmt::Debug for Handle<U, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Handle").field(&self.id).finish()
+    }
+}
+
+/// What a set of probes measured in a window: one row per process, with the usage from
+/// every probe.
+///
+/// Index a row with the handle of a probe to get the usage; index the snapshot to get the
+/// figures of the machine.
+///
+/// ```no_run
+/// use ebpfmetrics::{CpuProbe, DiskProbe, Probe, ProbeSet};
+///
+/// let mut probes = ProbeSet::new()?;
+/// let cpu = probes.add(CpuProbe::builder())?;
+/// let disk = probes.add(DiskProbe::builder())?;
+/// let snapshot = probes.reset()?;
+/// for process in snapshot.processes() {
+///     println!("{} {:?} {}", process.id, process[cpu].cpu_time, process[disk].total.read_bytes);
+/// }
+/// println!("{} CPUs, {} devices", snapshot[cpu].cpus.len(), snapshot[disk].devices.len());
+/// # Ok::<(), ebpfmetrics::Error>(())
+/// ```
+///
+/// A snapshot for a unit test is made of [`ProbeSnapshot`]s, see [`insert`](Self::insert).
+#[derive(Default)]
+pub struct Snapshot {
+    /// Time span of the counters. A probe that was added during the window counts from then
+    /// on, see [`of`](Self::of).
+    pub window: Window,
+    /// What could not be counted, by the set and by all probes.
+    pub losses: Losses,
+    rows: Vec<(ProcessId, ProcessInfo)>,
+    overflow_processes: u64,
+    parts: Vec<(u64, Box<dyn Part>)>,
+}
+
+/// One probe's figures for the rows of a snapshot.
+pub(crate) trait Part: Any + Send + Sync {
+    fn probe(&self) -> &str;
+    fn provenance(&self) -> &Arc<Provenance>;
+    /// Makes room for the rows of other probes: the usage at each place comes from another
+    /// place, or there is none.
+    fn place(&mut self, from: &[Option<usize>]);
+    fn as_any(&self) -> &dyn Any;
+    #[cfg(feature = "serde")]
+    fn usage(&self, row: usize) -> Option<Box<dyn erased_serde::Serialize + '_>>;
+    #[cfg(feature = "serde")]
+    fn system(&self) -> Option<Box<dyn erased_serde::Serialize + '_>>;
+}
+
+pub(crate) struct TypedPart<U, S> {
+    pub(crate) probe: Cow<'static, str>,
+    pub(crate) window: Window,
+    pub(crate) usage: Vec<U>,
+    pub(crate) total: Vec<U>,
+    pub(crate) overflow: U,
+    pub(crate) system: S,
+    pub(crate) losses: Losses,
+    pub(crate) provenance: Arc<Provenance>,
+    #[cfg(feature = "serde")]
+    pub(crate) json: Option<Json<U, S>>,
+}
+
+/// How to serialize the figures of a probe.
+#[cfg(feature = "serde")]
+pub(crate) struct Json<U, S> {
+    pub(crate) usage: for<'a> fn(&'a U, &'a U) -> Box<dyn erased_serde::Serialize + 'a>,
+    pub(crate) system: for<'a> fn(&'a S) -> Box<dyn erased_serde::Serialize + 'a>,
+}
+
+#[cfg(feature = "serde")]
+impl<U, S> Clone for Json<U, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<U, S> Copy for Json<U, S> {}
+
+impl<U: Usage + Send + Sync, S: Send + Sync + 'static> Part for TypedPart<U, S> {
+    fn probe(&self) -> &str {
+        &self.probe
+    }
+
+    fn provenance(&self) -> &Arc<Provenance> {
+        &self.provenance
+    }
+
+    fn place(&mut self, from: &[Option<usize>]) {
+        let place = |usages: &[U]| {
+            let usage = |from: &Option<usize>| from.map(|from| usages[from].clone());
+            from.iter().map(|from| usage(from).unwrap_or_default()).collect()
+        };
+        (self.usage, self.total) = (place(&self.usage), place(&self.total));
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    #[cfg(feature = "serde")]
+    fn usage(&self, row: usize) -> Option<Box<dyn erased_serde::Serialize + '_>> {
+        Some((self.json?.usage)(&self.usage[row], &self.total[row]))
+    }
+
+    #[cfg(feature = "serde")]
+    fn system(&self) -> Option<Box<dyn erased_serde::Serialize + '_>> {
+        Some((self.json?.system)(&self.system))
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn from_parts(
+        window: Window,
+        losses: Losses,
+        rows: Vec<(ProcessId, ProcessInfo)>,
+        overflow_processes: u64,
+        parts: Vec<(u64, Box<dyn Part>)>,
+    ) -> Self {
+        Self { window, losses, rows, overflow_processes, parts }
+    }
+
+    /// The processes in ascending order of id, including those that exited in the window.
+    pub fn processes(&self) -> impl ExactSizeIterator<Item = SetProcess<'_>> {
+        let row = |(index, (id, info)): (usize, &'_ (ProcessId, ProcessInfo))| (index, *id, *info);
+        self.rows.iter().enumerate().map(row).map(|(index, id, info)| SetProcess {
+            id,
+            info,
+            snapshot: self,
+            index,
+        })
+    }
+
+    /// The row of a process. If the pid was reused, the process that started last.
+    pub fn process(&self, pid: u32) -> Option<SetProcess<'_>> {
+        let after = self.rows.partition_point(|(id, _)| id.pid <= pid);
+        let index = after.checked_sub(1)?;
+        let (id, info) = self.rows[index];
+        (id.pid == pid).then_some(SetProcess { id, info, snapshot: self, index })
+    }
+
+    /// Processes that exited in the window and have no row, because there were too many.
+    /// Each probe has their usage, see [`ProbeView::overflow`].
+    pub fn overflow_processes(&self) -> u64 {
+        self.overflow_processes
+    }
+
+    /// The snapshot as one probe sees it: its window, rows and losses. It can be passed to
+    /// [`delta`](super::delta), [`group_by`](crate::group::group_by) and
+    /// [`ProcessTree`](crate::group::ProcessTree).
+    ///
+    /// # Panics
+    /// If the probe was not in the set.
+    pub fn of<U: Usage, S: 'static>(&self, probe: Handle<U, S>) -> ProbeView<'_, U, S> {
+        self.get(probe).expect("the probe is not in this snapshot")
+    }
+
+    /// As [`of`](Self::of); `None` if the probe was not in the set.
+    pub fn get<U: Usage, S: 'static>(&self, probe: Handle<U, S>) -> Option<ProbeView<'_, U, S>> {
+        let part = self.part(probe)?;
+        Some(ProbeView { part, rows: &self.rows, overflow_processes: self.overflow_processes })
+    }
+
+    fn part<U: Usage, S: 'static>(&self, probe: Handle<U, S>) -> Option<&TypedPart<U, S>> {
+        let (_, part) = self.parts.iter().find(|(id, _)| *id == probe.id())?;
+        part.as_any().downcast_ref()
+    }
+
+    /// The source of each figure, by probe.
+    pub fn provenance(&self) -> impl Iterator<Item = &Provenance> {
+        self.parts.iter().map(|(_, part)| &**part.provenance())
+    }
+
+    /// Names of the probes, in the order in which they were added.
+    pub fn probes(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|(_, part)| part.probe())
+    }
+
+    /// Adds the snapshot of one probe, as for a unit test. Rows are matched by process.
+    ///
+    /// ```
+    /// use ebpfmetrics::{CpuUsage, Process, ProcessId, snapshot::{ProbeSnapshot, Snapshot}};
+    ///
+    /// let id = ProcessId { pid: 7, start_time_ns: 1 };
+    /// let mut usage = CpuUsage::default();
+    /// usage.migrations = 3;
+    /// let mut part = ProbeSnapshot::<CpuUsage, ()>::default();
+    /// part.processes = vec![Process::new(id, Default::default(), usage, usage)];
+    /// let mut snapshot = Snapshot::default();
+    /// let cpu = snapshot.insert("cpu", part);
+    /// assert_eq!(snapshot.process(7).unwrap()[cpu].migrations, 3);
+    /// ```
+    pub fn insert<U, S>(
+        &mut self,
+        name: impl Into<Cow<'static, str>>,
+        probe: ProbeSnapshot<U, S>,
+    ) -> Handle<U, S>
+    where
+        U: Usage + Send + Sync,
+        S: Send + Sync + 'static,
+    {
+        let handle = Handle::new();
+        let before = std::mem::take(&mut self.rows);
+        let more = probe.processes.iter().map(|process| (process.id, process.info));
+        self.rows = before.iter().copied().chain(more).collect();
+        self.rows.sort_by_key(|(id, _)| *id);
+        self.rows.dedup_by_key(|(id, _)| *id);
+        let place = |ids: &dyn Fn(ProcessId) -> Option<usize>| -> Vec<Option<usize>> {
+            self.rows.iter().map(|(id, _)| ids(*id)).collect()
+        };
+        let of_others = place(&|id| before.binary_search_by_key(&id, |(id, _)| *id).ok());
+        let of_this = place(&|id| probe.processes.binary_search_by_key(&id, |row| row.id).ok());
+        self.parts.iter_mut().for_each(|(_, part)| part.place(&of_others));
+        if self.parts.is_empty() {
+            self.window = probe.window;
+        }
+        self.losses += &probe.losses;
+        self.overflow_processes = self.overflow_processes.max(probe.overflow.processes);
+        let (usage, total) =
+            probe.processes.into_iter().map(|process| (process.usage, process.total)).unzip();
+        let mut part = TypedPart {
+            probe: name.into(),
+            window: probe.window,
+            usage,
+            total,
+            overflow: probe.overflow.usage,
+            system: probe.system,
+            losses: probe.losses,
+            provenance: probe.provenance,
+            #[cfg(feature = "serde")]
+            json: None,
+        };
+        part.place(&of_this);
+        self.parts.push((handle.id(), Box::new(part)));
+        handle
+    }
+
+    /// The snapshot of its only probe, without copies.
+    pub(crate) fn into_single<U: Usage, S: Clone + Default + 'static>(
+        self,
+        probe: Handle<U, S>,
+    ) -> ProbeSnapshot<U, S> {
+        self.of(probe).to_snapshot_with(self.losses.clone())
+    }
+}
+
+impl<U: Usage, S: 'static> Index<Handle<U, S>> for Snapshot {
+    type Output = S;
+
+    /// The probe's figures of the machine.
+    fn index(&self, probe: Handle<U, S>) -> &S {
+        &self.part(probe).expect("the probe is not in this snapshot").system
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("window", &self.window)
+            .field("probes", &self.probes().collect::<Vec<_>>())
+            .field("processes", &self.rows.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One process in the snapshot of a set. Index it with the handle of a probe.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct SetProcess<'a> {
+    /// Identity of the process.
+    pub id: ProcessId,
+    /// Name, parent, state and other attributes.
+    pub info: ProcessInfo,
+    snapshot: &'a Snapshot,
+    index: usize,
+}
+
+impl<'a> SetProcess<'a> {
+    /// The usage in the window, from one probe; `None` if the probe was not in the set.
+    pub fn get<U: Usage, S: 'static>(&self, probe: Handle<U, S>) -> Option<&'a U> {
+        self.snapshot.part(probe).map(|part| &part.usage[self.index])
+    }
+
+    /// The usage since the process began, see [`Process::total`].
+    ///
+    /// # Panics
+    /// If the probe was not in the set.
+    pub fn total<U: Usage, S: 'static>(&self, probe: Handle<U, S>) -> &'a U {
+        let part = self.snapshot.part(probe).expect("the probe is not in this snapshot");
+        &part.total[self.index]
+    }
+}
+
+impl<U: Usage, S: 'static> Index<Handle<U, S>> for SetProcess<'_> {
+    type Output = U;
+
+    fn index(&self, probe: Handle<U, S>) -> &U {
+        self.get(probe).expect("the probe is not in this snapshot")
+    }
+}
+
+/// The snapshot of a set as one of its probes sees it.
+pub struct ProbeView<'a, U, S> {
+    part: &'a TypedPart<U, S>,
+    rows: &'a [(ProcessId, ProcessInfo)],
+    overflow_processes: u64,
+}
+
+impl<'a, U: Usage, S> ProbeView<'a, U, S> {
+    /// Figures of the whole machine.
+    pub fn system(&self) -> &'a S {
+        &self.part.system
+    }
+
+    /// What this probe could not count.
+    pub fn losses(&self) -> &'a Losses {
+        &self.part.losses
+    }
+
+    /// Where the figures of this probe come from on this kernel.
+    pub fn provenance(&self) -> &'a Arc<Provenance> {
+        &self.part.provenance
+    }
+
+    /// Processes without a row, counted together.
+    pub fn overflow(&self) -> Overflow<U> {
+        Overflow::new(self.overflow_processes, self.part.overflow.clone())
+    }
+
+    /// Copies the snapshot of this probe.
+    pub fn to_snapshot(&self) -> ProbeSnapshot<U, S>
+    where
+        S: Clone + Default,
+    {
+        self.to_snapshot_with(self.part.losses.clone())
+    }
+
+    fn to_snapshot_with(&self, losses: Losses) -> ProbeSnapshot<U, S>
+    where
+        S: Clone + Default,
+    {
+        let process =
+            |row: Row<'_, U>| Process::new(row.id, *row.info, row.usage.clone(), row.total.clone());
+        ProbeSnapshot {
+            window: self.part.window,
+            processes: self.rows().map(process).collect(),
+            overflow: self.overflow(),
+            system: self.part.system.clone(),
+            losses,
+            provenance: Arc::clone(&self.part.provenance),
+        }
+    }
+}
+
+impl<U: Usage, S> Rows for ProbeView<'_, U, S> {
+    type Usage = U;
+
+    fn window(&self) -> Window {
+        self.part.window
+    }
+
+    fn rows(&self) -> impl Iterator<Item = Row<'_, U>> + '_ {
+        let usages = self.part.usage.iter().zip(&self.part.total);
+        let rows = self.rows.iter().zip(usages);
+        rows.map(|((id, info), (usage, total))| Row { id: *id, info, usage, total })
+    }
+
+    fn overflow_usage(&self) -> U {
+        self.part.overflow.clone()
+    }
+}
+
+impl<U: fmt::Debug, S: fmt::Debug> fmt::Debug for ProbeView<'_, U, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProbeView")
+            .field("probe", &self.part.probe)
+            .field("window", &self.part.window)
+            .field("processes", &self.rows.len())
+            .field("system", &self.part.system)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "serde")]
+mod json {
+    use std::collections::BTreeMap;
+
+    use serde::{Serialize, Serializer, ser::SerializeMap as _};
+
+    use super::*;
+
+    /// One process: its identity, and an object per probe.
+    #[derive(Serialize)]
+    struct ProcessJson<'a> {
+        #[serde(flatten)]
+        id: &'a ProcessId,
+        #[serde(flatten)]
+        info: &'a ProcessInfo,
+        #[serde(flatten)]
+        probes: BTreeMap<&'a str, Box<dyn erased_serde::Serialize + 'a>>,
+    }
+
+    impl Serialize for Snapshot {
+        /// `window`, `processes` (each with its identity and an object per probe),
+        /// `overflow_processes`, `losses`, and the fields of each probe's figures of the
+        /// machine under the probe's name in `system`.
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let processes: Vec<_> = (self.rows.iter().enumerate())
+                .map(|(row, (id, info))| {
+                    let probes = self.parts.iter();
+                    let probes = probes
+                        .filter_map(|(_, part)| Some((part.probe(), part.usage(row)?)))
+                        .collect();
+                    ProcessJson { id, info, probes }
+                })
+                .collect();
+            let system: BTreeMap<_, _> = (self.parts.iter())
+                .filter_map(|(_, part)| Some((part.probe(), part.system()?)))
+                .collect();
+            let mut map = serializer.serialize_map(Some(5))?;
+            map.serialize_entry("window", &self.window)?;
+            map.serialize_entry("processes", &processes)?;
+            map.serialize_entry("overflow_processes", &self.overflow_processes)?;
+            map.serialize_entry("system", &system)?;
+            map.serialize_entry("losses", &self.losses)?;
+            map.end()
+        }
+    }
+}
