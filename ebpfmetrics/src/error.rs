@@ -1,58 +1,57 @@
 use std::fmt;
 
-/// A result with this crate's error.
+/// Result of the functions of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Kinds of errors.
+/// Category of an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The process may not use eBPF: a capability is missing, or a security module or a
-    /// seccomp filter forbids it.
+    /// The caller may not use eBPF. A capability is missing, or a security module or a
+    /// seccomp filter denies it.
     PermissionDenied,
-    /// The kernel does not carry its own type information (BTF).
+    /// The kernel has no type information (BTF).
     BtfMissing,
-    /// This kernel lacks a tracepoint or iterator that the probe needs.
+    /// The kernel lacks a tracepoint, iterator or function that the probe needs.
     HookMissing,
     /// Kernel lockdown forbids reading kernel memory.
     Lockdown,
-    /// The limit on locked memory is too low. Only kernels before 5.11 charge eBPF maps to
-    /// it.
+    /// The limit on locked memory is too low. Kernels before 5.11 charge eBPF maps to it.
     MemlockLimit,
-    /// The kernel's verifier rejected a program. The text has the end of its log,
-    /// [`Error::verifier_log`] all of it.
-    VerifierRejected,
-    /// A kernel map was too small for what happened; raised only by
-    /// [`Losses::check`](crate::Losses::check), a snapshot itself counts it.
-    MapFull,
-    /// Something that happened could not be counted; raised only by
-    /// [`Losses::check`](crate::Losses::check).
-    EventsLost,
-    /// An option of a builder cannot be met.
-    InvalidOption,
-    /// The eBPF object lacks something, or declares it differently than expected.
-    InvalidObject,
-    /// A BPF program wrote a record that is truncated or has unexpected contents.
-    InvalidRecord,
-    /// A limit of the process or the system is exceeded: open files, memory, or the size of
-    /// a map or program. The text names the limit.
+    /// Another limit is exhausted: open files, memory, or the memory limit of a cgroup.
     ResourceLimit,
+    /// The kernel's verifier rejected a program. See [`Error::verifier_log`].
+    VerifierRejected,
+    /// There is no process with this pid.
+    NoSuchProcess,
+    /// A kernel map was full. Only [`Losses::check`](crate::snapshot::Losses::check)
+    /// returns this; a snapshot counts it as a loss.
+    MapFull,
+    /// Some events could not be counted. Only
+    /// [`Losses::check`](crate::snapshot::Losses::check) returns this.
+    EventsLost,
+    /// An option of a builder is invalid.
+    InvalidOption,
+    /// The eBPF object does not contain what the probe expects.
+    InvalidObject,
+    /// A record from a BPF program has an unexpected size or content.
+    InvalidRecord,
     /// A system call failed for another reason.
     System,
 }
 
-/// An error that says what failed, why, and what to do about it.
+/// Describes what failed, why, and how to fix it.
 ///
-/// The text of the error names the missing capability, kernel feature or file
-/// and the remedy; [`kind`](Error::kind) is for programs.
+/// The text names the missing capability, kernel feature or file. Programs can match on
+/// [`kind`](Error::kind).
 ///
 /// ```
-/// use ebpfmetrics::{CpuProbe, ErrorKind};
+/// use ebpfmetrics::{ErrorKind, snapshot::Losses};
 ///
-/// match CpuProbe::builder().load() {
-///     Ok(_probe) => {}
-///     Err(error) if error.kind() == ErrorKind::PermissionDenied => eprintln!("{error}"),
-///     Err(error) => eprintln!("not on this machine: {error}"),
+/// match Losses::default().check() {
+///     Ok(()) => {}
+///     Err(error) if error.kind() == ErrorKind::MapFull => eprintln!("{error}"),
+///     Err(error) => eprintln!("incomplete: {error}"),
 /// }
 /// ```
 #[derive(thiserror::Error)]
@@ -70,7 +69,7 @@ struct Inner {
 }
 
 impl Error {
-    /// An error of a kind, with a text that names what is missing and what to do.
+    /// Creates an error. The message should say what is missing and how to fix it.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Box::new(Inner { kind, message: message.into(), verifier_log: None, source: None }))
     }
@@ -90,17 +89,18 @@ impl Error {
         self
     }
 
-    /// The kind of the error.
+    /// Category of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// The complete log of the kernel's verifier, if it rejected a program.
+    /// Log of the kernel's verifier, if it rejected a program.
     pub fn verifier_log(&self) -> Option<&str> {
         self.0.verifier_log.as_deref()
     }
 }
 
+/// Leaves out the verifier's log, which can have thousands of lines.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Error")
@@ -111,22 +111,21 @@ impl fmt::Debug for Error {
     }
 }
 
-/// Refuses an option of a probe's builder that is out of range.
-///
-/// # Errors
-/// [`ErrorKind::InvalidOption`], with the range.
-pub fn check_option(
-    probe: &str,
-    option: &str,
-    value: u32,
-    range: std::ops::RangeInclusive<u32>,
-) -> Result<()> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    let text = format!("probe {probe}: {option} is {} to {}", range.start(), range.end());
-    Err(Error::new(ErrorKind::InvalidOption, text))
-}
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
 
-/// The most processes that may be listed one by one: the range of `max_exited`.
-pub const MAX_EXITED: std::ops::RangeInclusive<u32> = 0..=1 << 24;
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_its_kind_source_and_log() {
+        let error = Error::new(ErrorKind::VerifierRejected, "program x was rejected")
+            .with_source(std::io::Error::other("EACCES"))
+            .with_verifier_log("R1 invalid mem access".into());
+        assert_eq!(error.kind(), ErrorKind::VerifierRejected);
+        assert_eq!(error.to_string(), "program x was rejected");
+        assert_eq!(error.source().unwrap().to_string(), "EACCES");
+        assert_eq!(error.verifier_log(), Some("R1 invalid mem access"));
+        assert!(!format!("{error:?}").contains("R1"));
+    }
+}

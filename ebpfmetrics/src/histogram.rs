@@ -1,11 +1,13 @@
-use std::{fmt, time::Duration};
+use std::{fmt, ops::AddAssign, time::Duration};
 
-/// How long things took: counts in buckets that double in width.
+use crate::snapshot::Usage;
+
+/// Distribution of durations in buckets that double in width.
 ///
-/// The first bucket is of what took less than 1,024 ns, the next under 2,048 ns, and
-/// so on; the last is of all above 4.29 s. A quantile is known to within its bucket,
-/// so to a factor of two at worst; [`total`](Histogram::total), and with it the
-/// [`mean`](Histogram::mean), is exact.
+/// The first bucket counts durations below 1,024 ns, the next those below 2,048 ns, and
+/// so on. The last counts everything from 4.29 s. A quantile is known to within its
+/// bucket, that is, to a factor of two. The [`total`](Histogram::total) and the
+/// [`mean`](Histogram::mean) are exact.
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,96 +29,99 @@ pub struct Histogram {
 }
 
 /// One bucket of a [`Histogram`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Bucket {
-    /// The shortest time that belongs here.
+    /// Lower bound. It belongs to the bucket.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "from_ns", with = "crate::snapshot::duration_ns")
+    )]
     pub from: Duration,
-    /// Times from here on belong to the next; `None` in the last bucket.
+    /// Upper bound. It belongs to the next bucket. `None` for the last bucket.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "below_ns", with = "crate::snapshot::duration_ns::option")
+    )]
     pub below: Option<Duration>,
-    /// How many.
+    /// Number of durations.
     pub count: u64,
 }
 
 impl Histogram {
-    /// How many buckets there are.
+    /// Number of buckets.
     pub const BUCKETS: usize = 24;
 
     /// The first bucket ends at 2 to the power of this, in ns.
     const FIRST_END_LOG2: usize = 10;
 
-    /// Counts by bucket, with the sum of the times that they are of.
-    pub(crate) fn from_counts(counts: [u64; Self::BUCKETS], total_ns: u64) -> Self {
-        Self { counts, total_ns }
+    /// Creates a histogram from the counts of the buckets and the sum of the durations.
+    pub fn from_counts(counts: [u64; Self::BUCKETS], total: Duration) -> Self {
+        Self { counts, total_ns: u64::try_from(total.as_nanos()).unwrap_or(u64::MAX) }
     }
 
-    /// Adds one time.
-    pub fn record(&mut self, time: Duration) {
-        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    /// Adds one duration.
+    pub fn record(&mut self, duration: Duration) {
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let bits = (u64::BITS - (ns >> Self::FIRST_END_LOG2).leading_zeros()) as usize;
-        self.counts[bits.min(Self::BUCKETS - 1)] += 1;
+        let count = &mut self.counts[bits.min(Self::BUCKETS - 1)];
+        *count = count.saturating_add(1);
         self.total_ns = self.total_ns.saturating_add(ns);
     }
 
-    /// How many times are in it.
+    /// Number of durations.
     pub fn count(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().fold(0, |sum, &count| sum.saturating_add(count))
     }
 
-    /// Whether there is none.
+    /// Whether the histogram has no durations.
     pub fn is_empty(&self) -> bool {
         self.counts.iter().all(|&count| count == 0)
     }
 
-    /// The sum of all times.
+    /// Sum of all durations.
     pub fn total(&self) -> Duration {
         Duration::from_nanos(self.total_ns)
     }
 
-    /// The mean of all times; `None` if there are none.
+    /// Mean of all durations. `None` if there are none.
     pub fn mean(&self) -> Option<Duration> {
         (!self.is_empty()).then(|| Duration::from_nanos(self.total_ns / self.count()))
     }
 
-    /// All buckets, shortest times first.
+    /// End of a bucket in ns. `None` for the last one.
+    fn end_ns(index: usize) -> Option<u64> {
+        (index + 1 < Self::BUCKETS).then(|| 1 << (Self::FIRST_END_LOG2 + index))
+    }
+
+    /// All buckets, shortest durations first.
     pub fn buckets(&self) -> impl Iterator<Item = Bucket> {
-        let end = |index: usize| Duration::from_nanos(1 << (Self::FIRST_END_LOG2 + index));
+        let end = |index| Self::end_ns(index).map(Duration::from_nanos);
         self.counts.iter().enumerate().map(move |(index, &count)| Bucket {
-            from: if index == 0 { Duration::ZERO } else { end(index - 1) },
-            below: (index + 1 < Self::BUCKETS).then(|| end(index)),
+            from: index.checked_sub(1).and_then(end).unwrap_or_default(),
+            below: end(index),
             count,
         })
     }
 
-    /// The bucket that a quantile lies in: with 0.99, at least 99 % of the times are
-    /// [`below`](Bucket::below) its end, and it is the first of which that is so.
-    /// `None` if there are no times.
+    /// Bucket that contains a quantile. For 0.99 it is the first bucket with at least 99 %
+    /// of the durations [`below`](Bucket::below) its end. `None` if the histogram is empty.
     ///
     /// # Panics
-    /// Unless the quantile is between 0 and 1.
+    /// If the quantile is not between 0 and 1.
     pub fn quantile(&self, quantile: f64) -> Option<Bucket> {
-        assert!((0.0..=1.0).contains(&quantile), "{quantile} is no quantile");
+        assert!((0.0..=1.0).contains(&quantile), "a quantile is between 0 and 1, got {quantile}");
         let count = self.count();
-        // at least the first of them, at most the last
+        // rounding must not leave the range of ranks
         let rank = ((quantile * count as f64).ceil() as u64).clamp(1, count.max(1));
-        let mut seen = 0;
+        let mut seen = 0_u64;
         self.buckets().find(|bucket| {
-            seen += bucket.count;
+            seen = seen.saturating_add(bucket.count);
             seen >= rank && bucket.count > 0
         })
     }
 
-    /// The times of both.
-    #[must_use]
-    pub fn merge(&self, other: &Self) -> Self {
-        let mut merged = *self;
-        for (count, more) in merged.counts.iter_mut().zip(other.counts) {
-            *count += more;
-        }
-        merged.total_ns = merged.total_ns.saturating_add(other.total_ns);
-        merged
-    }
-
-    /// What came since an earlier reading of the same histogram.
+    /// Durations added since an earlier reading of the same histogram.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut since = *self;
@@ -127,6 +132,23 @@ impl Histogram {
         since
     }
 }
+
+impl AddAssign<&Self> for Histogram {
+    fn add_assign(&mut self, more: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(more.counts) {
+            *count = count.saturating_add(more);
+        }
+        self.total_ns = self.total_ns.saturating_add(more.total_ns);
+    }
+}
+
+impl Usage for Histogram {
+    fn since(&self, earlier: &Self) -> Self {
+        self.since(earlier)
+    }
+}
+
+crate::usage_operators!(Histogram);
 
 impl Default for Histogram {
     fn default() -> Self {
@@ -142,23 +164,48 @@ impl fmt::Debug for Histogram {
 }
 
 #[cfg(feature = "serde")]
-impl serde::Serialize for Histogram {
-    /// `{"count":3,"total_ns":..,"below_ns":{"1024":1,"4096":2}}`; the last bucket
-    /// is `"inf"`.
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeStruct;
+mod json {
+    use std::{borrow::Cow, collections::BTreeMap};
 
-        let name = |below: Option<Duration>| {
-            below.map_or_else(|| "inf".to_owned(), |below| below.as_nanos().to_string())
-        };
-        let filled = self.buckets().filter(|bucket| bucket.count > 0);
-        let below: std::collections::BTreeMap<_, _> =
-            filled.map(|bucket| (name(bucket.below), bucket.count)).collect();
-        let mut json = serializer.serialize_struct("Histogram", 3)?;
-        json.serialize_field("count", &self.count())?;
-        json.serialize_field("total_ns", &self.total_ns)?;
-        json.serialize_field("below_ns", &below)?;
-        json.end()
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+    use super::Histogram;
+
+    #[derive(Serialize, Deserialize)]
+    struct Fields {
+        count: u64,
+        total_ns: u64,
+        below_ns: BTreeMap<Cow<'static, str>, u64>,
+    }
+
+    fn name(index: usize) -> Cow<'static, str> {
+        Histogram::end_ns(index).map_or("inf".into(), |end| end.to_string().into())
+    }
+
+    /// `{"count":3,"total_ns":..,"below_ns":{"1024":1,"4096":2}}`, without empty buckets.
+    /// The last bucket is `"inf"`.
+    impl Serialize for Histogram {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let filled = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+            let below_ns = filled.map(|(index, &count)| (name(index), count)).collect();
+            let fields = Fields { count: self.count(), total_ns: self.total_ns, below_ns };
+            fields.serialize(serializer)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Histogram {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let fields = Fields::deserialize(deserializer)?;
+            let mut histogram = Self { total_ns: fields.total_ns, ..Self::default() };
+            for (below, count) in fields.below_ns {
+                let index = (0..Self::BUCKETS).find(|&index| name(index) == below);
+                let index = index.ok_or_else(|| {
+                    D::Error::custom(format_args!("no bucket of a histogram ends at {below:?} ns"))
+                })?;
+                histogram.counts[index] = count;
+            }
+            Ok(histogram)
+        }
     }
 }
 
@@ -166,7 +213,7 @@ impl serde::Serialize for Histogram {
 mod tests {
     use super::*;
 
-    /// Numbers without pattern, the same each time.
+    /// Pseudo-random numbers, the same on each run.
     fn noise(seed: u64) -> impl Iterator<Item = u64> {
         let mut state = seed;
         std::iter::repeat_with(move || {
@@ -178,7 +225,7 @@ mod tests {
         })
     }
 
-    /// Times of all magnitudes.
+    /// Durations of all magnitudes.
     fn times(seed: u64, count: usize) -> Vec<Duration> {
         let time = |n: u64| Duration::from_nanos(n >> 20 >> (n % 40));
         noise(seed).take(count).map(time).collect()
@@ -233,22 +280,22 @@ mod tests {
     }
 
     #[test]
-    fn merging_is_as_recording_all_in_one() {
+    fn adding_is_the_same_as_recording_all_in_one() {
         for seed in 0..100 {
             let (some, more) = (times(seed, 50), times(seed + 1000, 70));
             let all: Vec<_> = some.iter().chain(&more).copied().collect();
-            assert_eq!(of(&some).merge(&of(&more)), of(&all));
-            assert_eq!(of(&more).merge(&of(&some)), of(&all));
-            assert_eq!(of(&some).merge(&Histogram::default()), of(&some));
+            assert_eq!(of(&some) + of(&more), of(&all));
+            assert_eq!(of(&more) + of(&some), of(&all));
+            assert_eq!(of(&some) + Histogram::default(), of(&some));
             assert_eq!(of(&all).since(&of(&some)), of(&more));
         }
     }
 
     #[test]
-    fn nothing_has_no_quantile_and_no_mean() {
-        let nothing = Histogram::default();
-        assert_eq!((nothing.quantile(0.5), nothing.mean()), (None, None));
-        assert!(nothing.is_empty());
+    fn an_empty_histogram_has_no_quantile_and_no_mean() {
+        let empty = Histogram::default();
+        assert_eq!((empty.quantile(0.5), empty.mean()), (None, None));
+        assert!(empty.is_empty());
     }
 
     #[test]
@@ -256,5 +303,32 @@ mod tests {
         let times = times(7, 1000);
         let sum: Duration = times.iter().sum();
         assert_eq!(of(&times).mean(), Some(Duration::from_nanos(sum.as_nanos() as u64 / 1000)));
+    }
+
+    #[test]
+    fn sums_saturate() {
+        let most = Histogram::from_counts([u64::MAX; Histogram::BUCKETS], Duration::MAX);
+        assert_eq!(most + of(&times(1, 10)), most);
+        assert_eq!([most, of(&times(1, 10))].iter().sum::<Histogram>(), most);
+        assert!(most.quantile(1.0).is_some());
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn histograms_round_trip_through_json() {
+        for histogram in [of(&times(3, 500)), Histogram::default()] {
+            let json = serde_json::to_string(&histogram).unwrap();
+            assert_eq!(serde_json::from_str::<Histogram>(&json).unwrap(), histogram);
+        }
+        let histogram = of(&[Duration::from_nanos(1500), Duration::from_secs(9)]);
+        let json = r#"{"count":2,"total_ns":9000001500,"below_ns":{"2048":1,"inf":1}}"#;
+        assert_eq!(serde_json::to_string(&histogram).unwrap(), json);
+        let bad = r#"{"count":1,"total_ns":1,"below_ns":{"2000":1}}"#;
+        let error = serde_json::from_str::<Histogram>(bad).unwrap_err().to_string();
+        assert!(error.starts_with("no bucket of a histogram ends at \"2000\" ns"), "{error}");
+        for bucket in histogram.buckets() {
+            let json = serde_json::to_string(&bucket).unwrap();
+            assert_eq!(serde_json::from_str::<Bucket>(&json).unwrap(), bucket);
+        }
     }
 }

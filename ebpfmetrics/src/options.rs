@@ -1,0 +1,40 @@
+//! Ranges of builder options.
+
+use std::ops::RangeInclusive;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Checks that an option of a builder is in its range.
+///
+/// # Errors
+/// [`ErrorKind::InvalidOption`], with the range and the value.
+pub fn check_option(
+    probe: &str,
+    option: &str,
+    value: u32,
+    range: RangeInclusive<u32>,
+) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let (least, most) = (range.start(), range.end());
+    let text = format!("{probe}: option {option} must be between {least} and {most}, got {value}");
+    Err(Error::new(ErrorKind::InvalidOption, text))
+}
+
+/// Range of `max_exited`, the number of exited processes that get a row each.
+pub const MAX_EXITED: RangeInclusive<u32> = 0..=1 << 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_names_the_range() {
+        assert!(check_option("cpu", "max_exited", 1 << 24, MAX_EXITED).is_ok());
+        let error = check_option("mem", "max_tracked", 0, 1..=5).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        let text = "mem: option max_tracked must be between 1 and 5, got 0";
+        assert_eq!(error.to_string(), text);
+    }
+}

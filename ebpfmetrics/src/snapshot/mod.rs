@@ -1,0 +1,29 @@
+//! Snapshots: what probes measured in a window, as plain data.
+//!
+//! All types here can be built without a kernel, compared, and serialized (feature
+//! `serde`). [`Rows`] is implemented by everything that has one row per process;
+//! [`delta`] and the functions of [`group`](crate::group) accept any of them.
+
+mod delta;
+#[cfg(feature = "serde")]
+pub mod duration_ns;
+mod losses;
+mod probe_snapshot;
+mod process;
+mod provenance;
+mod rows;
+mod usage;
+mod window;
+
+pub use delta::{Delta, delta};
+pub use losses::{Loss, LossCause, LossScope, Losses};
+pub use probe_snapshot::{Overflow, ProbeSnapshot};
+pub use process::Process;
+pub use provenance::{Provenance, Source};
+pub use rows::{Row, Rows};
+pub(crate) use usage::sum_of;
+pub use usage::{Usage, add_known, add_known_duration, known_duration_since, known_since};
+pub use window::Window;
+
+#[cfg(test)]
+pub(crate) mod testing;
