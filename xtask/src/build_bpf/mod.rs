@@ -1,8 +1,9 @@
-//! Compiles every `bpf/*.bpf.c` of a crate into its `objects/*.bpf.o`, for each crate
-//! of the workspace that has both directories.
+//! Compiles the BPF sources of each crate of the workspace that has the directories
+//! `bpf/` and `objects/`.
 //!
-//! The objects are committed, so the same source must give the same bytes on
-//! every machine: the compiler is pinned, it runs with relative paths, and
+//! A source is `bpf/NAME/NAME.bpf.c`, with its headers beside it, or `bpf/NAME.bpf.c`. Its
+//! object is `objects/NAME.bpf.o`. Objects are committed, so the same source must compile
+//! to the same bytes on every machine: the compiler is pinned, paths are relative, and
 //! debug information is stripped (BTF stays).
 
 use std::{
@@ -12,17 +13,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use walkdir::WalkDir;
 
 /// Debian's `clang-19`; another release may order instructions differently.
 const CLANG: &str = "clang-19";
 const CLANG_VERSION: &str = "19.1.7";
 const STRIP: &str = "llvm-strip-19";
-/// The headers, in the crate that has them.
+/// The crate with the headers that all sources share, in [`INCLUDE`].
+const HEADERS_CRATE: &str = "ebpf-probes";
 const INCLUDE: &str = "bpf/include";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Build elsewhere and fail if a committed object differs.
+    /// Write nothing; fail if a committed file differs from what would be written.
     #[arg(long)]
     check: bool,
 }
@@ -66,8 +69,8 @@ fn crates(workspace: &Path) -> Result<Vec<PathBuf>> {
     Ok(crates)
 }
 
-/// Compiles the sources of one crate, tells which objects differ, and unless it is to
-/// check alone puts them in place. Returns how many there are.
+/// Compiles the sources of one crate and adds the objects that changed to `different`.
+/// Replaces them unless `check` is set. Returns the number of objects.
 fn build(
     workspace: &Path,
     crate_dir: &Path,
@@ -118,12 +121,34 @@ fn check_compiler() -> Result<()> {
     Ok(())
 }
 
+/// The sources of a crate, at the top of `bpf/` or in a directory of the same name.
 fn sources(crate_dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut sources = fs::read_dir(crate_dir.join("bpf"))?
-        .map(|entry| Ok(entry?.path()))
-        .filter(|path| path.as_ref().is_ok_and(|p| p.to_string_lossy().ends_with(".bpf.c")))
-        .collect::<Result<Vec<_>>>()?;
-    sources.sort();
+    let mut sources = Vec::new();
+    for entry in WalkDir::new(crate_dir.join("bpf")).min_depth(1).max_depth(2) {
+        let path = entry?.into_path();
+        if path.to_string_lossy().ends_with(".bpf.c") {
+            sources.push(path);
+        }
+    }
+    sources.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+    for pair in sources.windows(2) {
+        ensure!(
+            pair[0].file_name() != pair[1].file_name(),
+            "{} and {} have the same object",
+            pair[0].display(),
+            pair[1].display()
+        );
+    }
+    for source in &sources {
+        let directory =
+            source.parent().and_then(Path::file_name).context("a source has a place")?;
+        let expected = format!("{}.bpf.c", directory.to_string_lossy());
+        ensure!(
+            source.parent() == Some(&crate_dir.join("bpf")) || source.ends_with(&expected),
+            "{} is not named after its directory: expected {expected}",
+            source.display()
+        );
+    }
     Ok(sources)
 }
 
@@ -150,17 +175,18 @@ fn compile(workspace: &Path, crate_dir: &Path, source: &Path, object: &Path) -> 
     let relative = source.strip_prefix(crate_dir)?;
     let to_workspace: PathBuf =
         crate_dir.strip_prefix(workspace)?.components().map(|_| "..").collect();
-    let headers = match crate_dir.join(INCLUDE).is_dir() {
-        true => PathBuf::from(INCLUDE),
-        false => to_workspace.join("ebpf-probes").join(INCLUDE),
+    let shared = match crate_dir.join(INCLUDE).is_dir() {
+        true => PathBuf::new(),
+        false => to_workspace.join(HEADERS_CRATE),
     };
+    let directories = [shared.join(INCLUDE), shared.join("bpf")];
     run_tool(
         Command::new(CLANG)
             .current_dir(crate_dir)
             .args(["-target", "bpfel", "-mcpu=v2", "-O2", "-g", "-std=gnu11"])
             .args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
             .arg("-fdebug-compilation-dir=.")
-            .arg(format!("-I{}", headers.display()))
+            .args(directories.map(|directory| format!("-I{}", directory.display())))
             .arg("-c")
             .arg(relative)
             .arg("-o")
