@@ -5,6 +5,13 @@
 //! object is `objects/NAME.bpf.o`. Objects are committed, so the same source must compile
 //! to the same bytes on every machine: the compiler is pinned, paths are relative, and
 //! debug information is stripped (BTF stays).
+//!
+//! The BTF also gives the Rust code of the types that both sides use (`records`).
+
+mod emit;
+mod records;
+mod sources;
+mod types;
 
 use std::{
     env, fs,
@@ -33,19 +40,31 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     check_compiler()?;
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
-    let (mut objects, mut different) = (0, Vec::new());
-    for crate_dir in crates(&workspace)? {
-        objects += build(&workspace, &crate_dir, args.check, &mut different)?;
+    let mut different = Vec::new();
+    let mut built = Vec::new();
+    for directory in crates(&workspace)? {
+        let objects = build(&workspace, &directory, args.check, &mut different)?;
+        built.push(Built { directory, objects });
     }
+    let files = records::generate(&workspace, &built)?;
+    let generated = records::write(&workspace, &files, args.check, &mut different)?;
     if args.check {
         ensure!(
             different.is_empty(),
-            "committed objects differ from their source: {}; run `cargo xtask build-bpf`",
+            "committed files differ from their source: {}; run `cargo xtask build-bpf`",
             different.join(", ")
         );
-        println!("{objects} objects are what their source compiles to");
+        let objects: usize = built.iter().map(|this| this.objects.len()).sum();
+        println!("{objects} objects and {generated} generated files match their sources");
     }
     Ok(())
+}
+
+/// A crate with its objects, freshly compiled.
+struct Built {
+    directory: PathBuf,
+    /// Names without `.bpf.o`, and contents.
+    objects: Vec<(String, Vec<u8>)>,
 }
 
 /// The crates of the workspace that have objects.
@@ -70,33 +89,32 @@ fn crates(workspace: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Compiles the sources of one crate and adds the objects that changed to `different`.
-/// Replaces them unless `check` is set. Returns the number of objects.
+/// Replaces them unless `check` is set. Returns all objects.
 fn build(
     workspace: &Path,
     crate_dir: &Path,
     check: bool,
     different: &mut Vec<String>,
-) -> Result<usize> {
+) -> Result<Vec<(String, Vec<u8>)>> {
     let objects = crate_dir.join("objects");
     let shown = |path: &Path| path.strip_prefix(workspace).unwrap_or(path).display().to_string();
-    let built = tempfile::tempdir()?;
-    let mut names = Vec::new();
+    let scratch = tempfile::tempdir()?;
+    let (mut names, mut built) = (Vec::new(), Vec::new());
     for source in sources(crate_dir)? {
         let name = object_name(&source)?;
-        compile(workspace, crate_dir, &source, &built.path().join(&name))?;
+        let object = scratch.path().join(&name);
+        compile(workspace, crate_dir, &source, &object)?;
+        let bytes = fs::read(object)?;
+        let committed = objects.join(&name);
+        if !fs::read(&committed).is_ok_and(|old| old == bytes) {
+            different.push(shown(&committed));
+            if !check {
+                fs::write(&committed, &bytes)?;
+                println!("built {} ({} bytes)", shown(&committed), bytes.len());
+            }
+        }
+        built.push((name.trim_end_matches(".bpf.o").to_owned(), bytes));
         names.push(name);
-    }
-    for name in &names {
-        let bytes = fs::read(built.path().join(name))?;
-        let committed = objects.join(name);
-        if fs::read(&committed).is_ok_and(|old| old == bytes) {
-            continue;
-        }
-        different.push(shown(&committed));
-        if !check {
-            fs::write(&committed, &bytes)?;
-            println!("built {} ({} bytes)", shown(&committed), bytes.len());
-        }
     }
     for stale in stale_objects(&objects, &names)? {
         different.push(format!("{} (no source)", shown(&stale)));
@@ -104,7 +122,7 @@ fn build(
             fs::remove_file(&stale)?;
         }
     }
-    Ok(names.len())
+    Ok(built)
 }
 
 fn check_compiler() -> Result<()> {
