@@ -129,7 +129,7 @@ impl Lines<'_> {
     fn members(&mut self, is_enum: bool) -> HashMap<String, String> {
         let mut members = HashMap::new();
         let mut above = None;
-        while let Some((_, code, comment)) = self.next() {
+        for (_, code, comment) in self.by_ref() {
             if code.starts_with('}') {
                 break;
             }
@@ -139,9 +139,10 @@ impl Lines<'_> {
             }
             let name = match is_enum {
                 true => code.split([' ', '=', ',']).next(),
-                false => {
-                    code.split([';', '[']).next().and_then(|code| code.split([' ', '*']).last())
-                }
+                false => code
+                    .split([';', '['])
+                    .next()
+                    .and_then(|code| code.split([' ', '*']).next_back()),
             };
             if let (Some(name), Some(comment)) = (name, comment.or_else(|| above.take())) {
                 members.insert(name.to_owned(), comment);
