@@ -216,9 +216,10 @@ pub(super) fn camel_case(name: &str) -> String {
 }
 
 fn identifier(name: &str) -> String {
-    const KEYWORDS: [&str; 22] = [
-        "as", "box", "dyn", "fn", "gen", "impl", "in", "let", "loop", "match", "mod", "move",
-        "mut", "priv", "pub", "ref", "trait", "try", "type", "use", "where", "yield",
+    const KEYWORDS: [&str; 32] = [
+        "abstract", "as", "async", "await", "become", "box", "dyn", "final", "fn", "gen", "impl",
+        "in", "let", "loop", "macro", "match", "mod", "move", "mut", "override", "priv", "pub",
+        "ref", "trait", "try", "type", "unsafe", "unsized", "use", "virtual", "where", "yield",
     ];
     if KEYWORDS.contains(&name) { format!("r#{name}") } else { name.to_owned() }
 }

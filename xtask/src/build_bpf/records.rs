@@ -403,6 +403,27 @@ struct cpu_task_record {
         assert!(!probe.contains("pub struct ProcessKey"), "{probe}");
     }
 
+    #[test]
+    fn types_go_where_they_are_declared() {
+        if !has_clang() {
+            return;
+        }
+        let section = "struct cpu_section_record {\n\tstruct process_key process;\n};";
+        let files = generated(&[
+            ("ebpf-probes/bpf/include/common.h", COMMON),
+            ("ebpf-probes/bpf/cpu/section.h", section),
+            ("ebpf-probes/bpf/cpu/cpu.bpf.c", &program("", &[])),
+            (
+                "ebpf-probes/bpf/process/process.bpf.c",
+                &program("#include \"cpu/section.h\"", &["struct cpu_section_record"]),
+            ),
+        ])
+        .unwrap();
+        let names: Vec<_> = files.keys().filter_map(|name| name.rsplit('/').next()).collect();
+        assert_eq!(names, ["cpu.rs", "mod.rs", "shared.rs"]);
+        assert!(files["ebpfmetrics/src/record/cpu.rs"].contains("pub struct CpuSectionRecord"));
+    }
+
     fn error(types: &str, emitted: &[&str]) -> String {
         let error = generated(&[
             ("ebpf-probes/bpf/include/common.h", COMMON),
