@@ -20,7 +20,7 @@ fn main() {
         let constant = name.to_uppercase();
         let path = objects.join(format!("{name}.bpf.o"));
         code.push_str(&format!(
-            "/// The object compiled from `bpf/{name}.bpf.c`.\n\
+            "/// The object compiled from `{name}.bpf.c`.\n\
              pub static {constant}: &[u8] = &Aligned(*include_bytes!({path:?})).0;\n"
         ));
     }

@@ -1,7 +1,7 @@
 //! The eBPF objects of `ebpfmetrics`, as bytes.
 //!
 //! One constant per file in `objects/`, named after its source:
-//! `bpf/cpu.bpf.c` is [`CPU`]. The bytes are an ELF object with BTF, to be
+//! the object of `cpu.bpf.c` is [`CPU`]. The bytes are an ELF object with BTF, to be
 //! relocated against the running kernel by a CO-RE loader such as aya.
 //!
 //! ```

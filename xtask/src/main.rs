@@ -1,6 +1,7 @@
 //! What a contributor runs: `cargo xtask COMMAND`.
 
 mod build_bpf;
+mod public_api;
 mod vm;
 
 use anyhow::Result;
@@ -17,6 +18,8 @@ struct Args {
 enum Command {
     /// Compile every BPF object from C with the pinned clang.
     BuildBpf(build_bpf::Args),
+    /// Write the public API of each published crate to its `public-api.txt`.
+    PublicApi(public_api::Args),
     /// Run the test suite on other kernels, in virtual machines.
     Vm(vm::Args),
 }
@@ -24,6 +27,7 @@ enum Command {
 fn main() -> Result<()> {
     match Args::parse().command {
         Command::BuildBpf(args) => build_bpf::run(&args),
+        Command::PublicApi(args) => public_api::run(&args),
         Command::Vm(args) => vm::run(&args),
     }
 }

@@ -51,7 +51,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = &*args.options;
-    tools::require(options.arch)?;
+    let missing = if options.arch == Arch::Arm64 { cross::missing() } else { Vec::new() };
+    tools::require(options.arch, missing)?;
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
     let cache = workspace.join(".cache/vm");
     let kernels = choose(options, catalog::kernels(options.arch)?)?;

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{arch::Arch, cross};
+use super::arch::Arch;
 
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -23,17 +23,15 @@ const COMMON: [(&str, &str); 7] = [
     ("ldd", "libc-bin"),
 ];
 
-/// Fails with the list of everything that is missing, not only the first.
-pub(super) fn require(arch: Arch) -> Result<()> {
+/// Fails with the list of everything that is missing, not only the first. `missing` is what
+/// the caller found missing itself: programs or files, each with its package.
+pub(super) fn require(arch: Arch, mut missing: Vec<(&str, &str)>) -> Result<()> {
     let qemu = match arch {
         Arch::Amd64 => (arch.qemu(), "qemu-system-x86"),
         Arch::Arm64 => (arch.qemu(), "qemu-system-arm"),
     };
-    let mut missing: Vec<_> =
-        COMMON.into_iter().chain([qemu]).filter(|(program, _)| find(program).is_none()).collect();
-    if arch == Arch::Arm64 {
-        missing.extend(cross::missing());
-    }
+    let programs = COMMON.into_iter().chain([qemu]);
+    missing.extend(programs.filter(|(program, _)| find(program).is_none()));
     if !Path::new(KEYRING).exists() {
         missing.push((KEYRING, "debian-archive-keyring"));
     }

@@ -39,7 +39,8 @@ impl SlowIo {
 
     pub(in crate::probes) fn from_record(record: &SlowIoRecord) -> Self {
         Self {
-            submitted_ns: record.event.time_ns - (record.queue_ns + record.device_ns),
+            submitted_ns: (record.event.time_ns)
+                .saturating_sub(record.queue_ns.saturating_add(record.device_ns)),
             device: DiskDeviceId::from_record(record.device),
             operation: DiskOperation::from_record(record.operation),
             class: DiskClass::from_record(record.class),

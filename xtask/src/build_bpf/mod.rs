@@ -1,9 +1,17 @@
-//! Compiles every `bpf/*.bpf.c` of a crate into its `objects/*.bpf.o`, for each crate
-//! of the workspace that has both directories.
+//! Compiles the BPF sources of each crate of the workspace that has the directories
+//! `bpf/` and `objects/`.
 //!
-//! The objects are committed, so the same source must give the same bytes on
-//! every machine: the compiler is pinned, it runs with relative paths, and
+//! A source is `bpf/NAME/NAME.bpf.c`, with its headers beside it, or `bpf/NAME.bpf.c`. Its
+//! object is `objects/NAME.bpf.o`. Objects are committed, so the same source must compile
+//! to the same bytes on every machine: the compiler is pinned, paths are relative, and
 //! debug information is stripped (BTF stays).
+//!
+//! The BTF also gives the Rust code of the types that both sides use (`records`).
+
+mod emit;
+mod records;
+mod sources;
+mod types;
 
 use std::{
     env, fs,
@@ -12,17 +20,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use walkdir::WalkDir;
 
 /// Debian's `clang-19`; another release may order instructions differently.
 const CLANG: &str = "clang-19";
 const CLANG_VERSION: &str = "19.1.7";
 const STRIP: &str = "llvm-strip-19";
-/// The headers, in the crate that has them.
+/// The crate with the headers that all sources share, in [`INCLUDE`].
+const HEADERS_CRATE: &str = "ebpf-probes";
 const INCLUDE: &str = "bpf/include";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Build elsewhere and fail if a committed object differs.
+    /// Write nothing; fail if a committed file differs from what would be written.
     #[arg(long)]
     check: bool,
 }
@@ -30,19 +40,31 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     check_compiler()?;
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
-    let (mut objects, mut different) = (0, Vec::new());
-    for crate_dir in crates(&workspace)? {
-        objects += build(&workspace, &crate_dir, args.check, &mut different)?;
+    let mut different = Vec::new();
+    let mut built = Vec::new();
+    for directory in crates(&workspace)? {
+        let objects = build(&workspace, &directory, args.check, &mut different)?;
+        built.push(Built { directory, objects });
     }
+    let files = records::generate(&workspace, &built)?;
+    let generated = records::write(&workspace, &files, args.check, &mut different)?;
     if args.check {
         ensure!(
             different.is_empty(),
-            "committed objects differ from their source: {}; run `cargo xtask build-bpf`",
+            "committed files differ from their source: {}; run `cargo xtask build-bpf`",
             different.join(", ")
         );
-        println!("{objects} objects are what their source compiles to");
+        let objects: usize = built.iter().map(|this| this.objects.len()).sum();
+        println!("{objects} objects and {generated} generated files match their sources");
     }
     Ok(())
+}
+
+/// A crate with its objects, freshly compiled.
+struct Built {
+    directory: PathBuf,
+    /// Names without `.bpf.o`, and contents.
+    objects: Vec<(String, Vec<u8>)>,
 }
 
 /// The crates of the workspace that have objects.
@@ -66,34 +88,33 @@ fn crates(workspace: &Path) -> Result<Vec<PathBuf>> {
     Ok(crates)
 }
 
-/// Compiles the sources of one crate, tells which objects differ, and unless it is to
-/// check alone puts them in place. Returns how many there are.
+/// Compiles the sources of one crate and adds the objects that changed to `different`.
+/// Replaces them unless `check` is set. Returns all objects.
 fn build(
     workspace: &Path,
     crate_dir: &Path,
     check: bool,
     different: &mut Vec<String>,
-) -> Result<usize> {
+) -> Result<Vec<(String, Vec<u8>)>> {
     let objects = crate_dir.join("objects");
     let shown = |path: &Path| path.strip_prefix(workspace).unwrap_or(path).display().to_string();
-    let built = tempfile::tempdir()?;
-    let mut names = Vec::new();
+    let scratch = tempfile::tempdir()?;
+    let (mut names, mut built) = (Vec::new(), Vec::new());
     for source in sources(crate_dir)? {
         let name = object_name(&source)?;
-        compile(workspace, crate_dir, &source, &built.path().join(&name))?;
+        let object = scratch.path().join(&name);
+        compile(workspace, crate_dir, &source, &object)?;
+        let bytes = fs::read(object)?;
+        let committed = objects.join(&name);
+        if !fs::read(&committed).is_ok_and(|old| old == bytes) {
+            different.push(shown(&committed));
+            if !check {
+                fs::write(&committed, &bytes)?;
+                println!("built {} ({} bytes)", shown(&committed), bytes.len());
+            }
+        }
+        built.push((name.trim_end_matches(".bpf.o").to_owned(), bytes));
         names.push(name);
-    }
-    for name in &names {
-        let bytes = fs::read(built.path().join(name))?;
-        let committed = objects.join(name);
-        if fs::read(&committed).is_ok_and(|old| old == bytes) {
-            continue;
-        }
-        different.push(shown(&committed));
-        if !check {
-            fs::write(&committed, &bytes)?;
-            println!("built {} ({} bytes)", shown(&committed), bytes.len());
-        }
     }
     for stale in stale_objects(&objects, &names)? {
         different.push(format!("{} (no source)", shown(&stale)));
@@ -101,7 +122,7 @@ fn build(
             fs::remove_file(&stale)?;
         }
     }
-    Ok(names.len())
+    Ok(built)
 }
 
 fn check_compiler() -> Result<()> {
@@ -118,12 +139,34 @@ fn check_compiler() -> Result<()> {
     Ok(())
 }
 
+/// The sources of a crate, at the top of `bpf/` or in a directory of the same name.
 fn sources(crate_dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut sources = fs::read_dir(crate_dir.join("bpf"))?
-        .map(|entry| Ok(entry?.path()))
-        .filter(|path| path.as_ref().is_ok_and(|p| p.to_string_lossy().ends_with(".bpf.c")))
-        .collect::<Result<Vec<_>>>()?;
-    sources.sort();
+    let mut sources = Vec::new();
+    for entry in WalkDir::new(crate_dir.join("bpf")).min_depth(1).max_depth(2) {
+        let path = entry?.into_path();
+        if path.to_string_lossy().ends_with(".bpf.c") {
+            sources.push(path);
+        }
+    }
+    sources.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+    for pair in sources.windows(2) {
+        ensure!(
+            pair[0].file_name() != pair[1].file_name(),
+            "{} and {} have the same object",
+            pair[0].display(),
+            pair[1].display()
+        );
+    }
+    for source in &sources {
+        let directory =
+            source.parent().and_then(Path::file_name).context("a source has a place")?;
+        let expected = format!("{}.bpf.c", directory.to_string_lossy());
+        ensure!(
+            source.parent() == Some(&crate_dir.join("bpf")) || source.ends_with(&expected),
+            "{} is not named after its directory: expected {expected}",
+            source.display()
+        );
+    }
     Ok(sources)
 }
 
@@ -150,17 +193,18 @@ fn compile(workspace: &Path, crate_dir: &Path, source: &Path, object: &Path) -> 
     let relative = source.strip_prefix(crate_dir)?;
     let to_workspace: PathBuf =
         crate_dir.strip_prefix(workspace)?.components().map(|_| "..").collect();
-    let headers = match crate_dir.join(INCLUDE).is_dir() {
-        true => PathBuf::from(INCLUDE),
-        false => to_workspace.join("ebpf-probes").join(INCLUDE),
+    let shared = match crate_dir.join(INCLUDE).is_dir() {
+        true => PathBuf::new(),
+        false => to_workspace.join(HEADERS_CRATE),
     };
+    let directories = [shared.join(INCLUDE), shared.join("bpf")];
     run_tool(
         Command::new(CLANG)
             .current_dir(crate_dir)
             .args(["-target", "bpfel", "-mcpu=v2", "-O2", "-g", "-std=gnu11"])
             .args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
             .arg("-fdebug-compilation-dir=.")
-            .arg(format!("-I{}", headers.display()))
+            .args(directories.map(|directory| format!("-I{}", directory.display())))
             .arg("-c")
             .arg(relative)
             .arg("-o")
