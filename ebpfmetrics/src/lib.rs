@@ -1,21 +1,31 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr))]
-// until the loader and the probes use the items that only they need
-#![allow(dead_code, unreachable_pub)]
 
+mod collect;
 mod error;
 pub mod group;
-mod histogram;
-mod intervals;
+pub mod histogram;
+pub mod intervals;
+mod kernel;
+pub mod kit;
+mod object;
 mod options;
-mod probe;
+mod preflight;
+pub mod probe;
+mod probes;
 pub mod process;
+mod record;
+mod set;
 pub mod snapshot;
 
+pub use collect::Filter;
 pub use error::{Error, ErrorKind, Result};
-pub use histogram::{Bucket, Histogram};
-#[cfg(feature = "tokio")]
-pub use intervals::IntervalStream;
-pub use intervals::{EndWindow, Interval, Intervals};
-pub use probe::{Cost, Degraded, Health, Probe, ProgramCost};
+pub use intervals::{Interval, Intervals};
+pub use kernel::{Kernel, checks::Preflight};
+pub use preflight::preflight;
+pub use probe::Probe;
+pub use probes::cpu::{self, CpuProbe, CpuUsage};
+pub use process::{Cgroups, Comm, ProcessId, ProcessInfo};
+pub use set::{ProbeSet, ProbeSetBuilder};
+pub use snapshot::{Handle, Losses, Process, Snapshot, Usage, Window};

@@ -1,52 +1,51 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * What happens to processes, told the moment it happens.
- *
- * Only the programs that are asked for are loaded.
+ * Reports what happens to processes at the moment it happens. Independent of probe sets;
+ * only the programs for the requested events are loaded.
  */
-#include "events.h"
+#include "filter.h"
 #include "compat_mm.h"
+#include "events/ring.h"
 
 EBPFMETRICS_LICENSE;
 
-/* Names and order are those of `LOSSES` in ebpfmetrics/src/probes/events/record.rs. */
+/* Names and order become `EventsLoss` in Rust. */
 enum events_loss {
-	/* told, but without what only the exit knows: the parent, the user, the cgroup */
-	EVENTS_LOSS_EXIT_STATE_MISSING,
-	EVENTS_LOSS_ABOVE_TABLE_FULL, /* `above` full: a crossing is not told */
+	EVENTS_LOSS_EXIT_STATE_MISSING, /* an exit was sent without the parent of its process */
+	EVENTS_LOSS_ABOVE_TABLE_FULL, /* `events_above` full: a crossing was not sent */
 	EVENTS_LOSSES,
 };
 
-DEFINE_LOSSES(EVENTS_LOSSES)
+DEFINE_LOSSES(events, EVENTS_LOSSES)
 
 /* Set before loading. */
-const volatile bool tell_exited = false;
-const volatile bool tell_oom_kills = false;
+const volatile bool report_exited = false;
+const volatile bool report_oom_kills = false;
 const volatile u64 threshold_pages = 0;
 const volatile u64 rearm_pages = 0; /* below this a process may cross the threshold again */
 
-/* What the exit of a process knows and its release does not. */
+/* What is known at the exit of a process, but not at its release. */
 struct events_ending_record {
-	struct task_about about;
+	struct process_info_record process;
 	u64 ended_ns; /* CLOCK_MONOTONIC */
 };
 
 /*
- * Processes between exit and release (an RCU grace period, or as long as nobody
- * waits for them); with exits told, 8,192 entries, allocated at loading. Written
- * by the last thread of each. The oldest goes where there is no room: a machine
- * that does not show a release does not fill it.
+ * Processes between exit and release: for an RCU grace period, or until the parent waits
+ * for them. 8,192 entries if exits are reported, allocated at loading. Written by the last
+ * thread of each. The oldest is replaced when it is full, so a machine that does not show
+ * a release does not fill it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
 	__type(key, struct process_key);
 	__type(value, struct events_ending_record);
-} ending SEC(".maps");
+} events_ending SEC(".maps");
 
 /*
- * Processes above the threshold, of which that has been told; 8,192 entries,
- * allocated as used. Written by all CPUs: who inserts first tells.
+ * Processes above the threshold that have been reported; 8,192 entries, allocated as used.
+ * Written by all CPUs: the one that inserts first sends the event.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -54,23 +53,23 @@ struct {
 	__uint(max_entries, 8192);
 	__type(key, struct process_key);
 	__type(value, u8);
-} above SEC(".maps");
+} events_above SEC(".maps");
 
 /*
- * How many those are: mostly none, which spares all others a look for themselves.
- * Written with the table: atomic adds.
+ * How many entries `events_above` has: mostly none, which saves a lookup at each change of
+ * a page count. Written together with the table: atomic adds.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
 	__type(value, u64);
-} above_count SEC(".maps");
+} events_above_count SEC(".maps");
 
 static __always_inline void count_above(s64 change)
 {
 	u32 zero = 0;
-	u64 *count = bpf_map_lookup_elem(&above_count, &zero);
+	u64 *count = bpf_map_lookup_elem(&events_above_count, &zero);
 
 	if (count)
 		__sync_fetch_and_add(count, change);
@@ -78,33 +77,38 @@ static __always_inline void count_above(s64 change)
 
 static __always_inline void forget_above(struct process_key *key)
 {
-	if (!bpf_map_delete_elem(&above, key))
+	if (!bpf_map_delete_elem(&events_above, key))
 		count_above(-1);
 }
 
-/* A process is made; its first thread has not run yet. */
+/* A process is created. Its first thread has not run yet. */
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(events_fork, struct task_struct *parent, struct task_struct *child)
 {
 	struct events_event_record r = {.time_ns = bpf_ktime_get_ns()};
 
-	/* of these the BTF would else not tell */
-	TELL_BTF(struct events_event_record);
-	TELL_BTF(enum events_loss);
-	TELL_BTF(enum event_kind);
-	if (child->pid == child->tgid && read_about_at_exit(&r.about, child))
-		tell(&r, sizeof(r), EVENT_KIND_STARTED);
+	/* types that no map has: user space is generated from the BTF */
+	EMIT_BTF(struct events_event_record);
+	EMIT_BTF(enum process_flags);
+	EMIT_BTF(enum events_flags);
+	EMIT_BTF(enum events_loss);
+	EMIT_BTF(enum event_kind);
+	EMIT_BTF(enum filter_mode);
+	if (child->pid != child->tgid || !passes_filter_as(child, child->tgid))
+		return 0;
+	if (read_process(true, &r.process, child))
+		send_event(&r, sizeof(r), EVENT_KIND_STARTED);
 	return 0;
 }
 
-/* It has a new name and a new address space. Further arguments differ by kernel. */
+/* A process has a new name and a new address space. Further arguments differ by kernel. */
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(events_exec, struct task_struct *task)
 {
 	struct events_event_record r = {.time_ns = bpf_ktime_get_ns()};
 
-	if (read_about_at_exit(&r.about, task))
-		tell(&r, sizeof(r), EVENT_KIND_EXECUTED);
+	if (passes_filter_as(task, task->tgid) && read_process(true, &r.process, task))
+		send_event(&r, sizeof(r), EVENT_KIND_EXECUTED);
 	return 0;
 }
 
@@ -118,22 +122,22 @@ int BPF_PROG(events_exit, struct task_struct *task)
 
 	if (task->signal->live.counter != 0)
 		return 0;
-	read_about_at_exit(&r.about, task);
-	key.start_ns = r.about.process_start_ns;
-	key.tgid = r.about.tgid;
-	key.padding = 0;
+	key = process_key_of(task);
 	if (threshold_pages)
-		forget_above(&key);
-	if (tell_exited) {
-		last.about = r.about;
-		bpf_map_update_elem(&ending, &key, &last, BPF_ANY);
+		forget_above(&key); /* also if it has left the filter's cgroup */
+	if (!passes_filter_as(task, task->tgid))
+		return 0;
+	read_process(true, &r.process, task);
+	if (report_exited) {
+		last.process = r.process;
+		bpf_map_update_elem(&events_ending, &key, &last, BPF_ANY);
 	}
-	if (tell_oom_kills && task->signal->oom_mm)
-		tell(&r, sizeof(r), EVENT_KIND_OOM_KILLED);
+	if (report_oom_kills && task->signal->oom_mm)
+		send_event(&r, sizeof(r), EVENT_KIND_OOM_KILLED);
 	return 0;
 }
 
-/* As wait(2) tells the parent. */
+/* As in wait(2). */
 static __always_inline s32 exit_status_of(struct task_struct *leader)
 {
 	struct signal_struct *signal = leader->signal;
@@ -142,30 +146,38 @@ static __always_inline s32 exit_status_of(struct task_struct *leader)
 }
 
 /*
- * A process is released: its totals are final, and the probes that were attached
- * before have written them. Only the leader counts, it is the last of its process.
+ * A process is released: its totals are final, and probes that were attached before this
+ * have written them. Only the leader counts: it is the last of its process to be released.
+ * Runs in the context of RCU, where pointers to other tasks may be stale.
  */
 SEC("tp_btf/sched_process_free")
 int BPF_PROG(events_free, struct task_struct *task)
 {
-	struct process_key key = {.start_ns = task->start_boottime, .tgid = task->tgid};
+	struct process_key key = process_key_of_leader(task);
 	struct events_event_record r = {};
 	struct events_ending_record *last;
 
 	if (task->pid != task->tgid)
 		return 0;
-	last = bpf_map_lookup_elem(&ending, &key);
+	last = bpf_map_lookup_elem(&events_ending, &key);
 	if (last) {
-		r.about = last->about;
+		r.process = last->process;
 		r.time_ns = last->ended_ns;
-		bpf_map_delete_elem(&ending, &key);
+		bpf_map_delete_elem(&events_ending, &key);
 	} else {
+		/* only its exit shows whether it is in the filter */
+		if (filter_mode != FILTER_ALL)
+			return 0;
+		r.process.process_start_ns = key.start_ns;
+		r.process.tgid = key.tgid;
+		read_owner(true, &r.process, task);
 		r.time_ns = bpf_ktime_get_ns();
-		count_loss(EVENTS_LOSS_EXIT_STATE_MISSING);
+		count_events_loss(EVENTS_LOSS_EXIT_STATE_MISSING);
 	}
-	read_about_released(&r.about, task);
+	__builtin_memcpy(r.process.comm, task->comm, sizeof(r.process.comm));
+	r.flags = EVENT_PROCESS_ENDED;
 	r.exit_status = exit_status_of(task);
-	tell(&r, sizeof(r), EVENT_KIND_EXITED);
+	send_event(&r, sizeof(r), EVENT_KIND_EXITED);
 	return 0;
 }
 
@@ -175,40 +187,39 @@ static __noinline void cross(struct mm_struct *mm, u64 pages)
 	struct task_struct *owner = mm->owner, *leader;
 	struct events_event_record r = {};
 	struct process_key key = {};
-	u8 told = 1;
+	u8 is_above = 1;
 	long error;
 
-	/* not while it is being made by fork or exec, or torn down */
+	/* not while fork or exec makes it, or while it is torn down */
 	if (!owner || owner->mm != mm || (owner->flags & PF_EXITING))
 		return;
 	leader = owner->group_leader;
 	key.start_ns = leader->start_boottime;
 	key.tgid = owner->tgid;
-	if (bpf_map_lookup_elem(&above, &key)) {
+	if (bpf_map_lookup_elem(&events_above, &key)) {
 		if (pages < rearm_pages)
 			forget_above(&key);
 		return;
 	}
-	if (pages < threshold_pages)
+	if (pages < threshold_pages || !passes_filter_as(owner, owner->tgid))
 		return;
-	error = bpf_map_update_elem(&above, &key, &told, BPF_NOEXIST);
+	error = bpf_map_update_elem(&events_above, &key, &is_above, BPF_NOEXIST);
 	if (error == -17) /* EEXIST: another CPU was first */
 		return;
 	if (error) {
-		count_loss(EVENTS_LOSS_ABOVE_TABLE_FULL);
+		count_events_loss(EVENTS_LOSS_ABOVE_TABLE_FULL);
 		return;
 	}
 	count_above(1);
 	r.time_ns = bpf_ktime_get_ns();
 	r.resident_pages = pages;
-	if (read_about_at_exit(&r.about, leader))
-		tell(&r, sizeof(r), EVENT_KIND_MEMORY_THRESHOLD);
+	if (read_process(true, &r.process, leader))
+		send_event(&r, sizeof(r), EVENT_KIND_MEMORY_THRESHOLD);
 }
 
 /*
- * The kernel has changed a page count. The counts of CPUs (before 6.2: of
- * threads) are folded into the common ones every 32 to 64 pages: the crossing is
- * told that much late.
+ * The kernel has changed a page count. The counts of CPUs (before 6.2: of threads) are
+ * added to the common ones every 32 to 64 pages, so a crossing is sent late by that much.
  */
 SEC("tp_btf/rss_stat")
 int BPF_PROG(events_resident, struct mm_struct *mm, int member)
@@ -220,8 +231,8 @@ int BPF_PROG(events_resident, struct mm_struct *mm, int member)
 		return 0;
 	pages = folded_resident_pages(mm);
 	if (pages < threshold_pages) {
-		/* a process below is of interest if it may have been above */
-		any = bpf_map_lookup_elem(&above_count, &zero);
+		/* a process below matters only if it may have been above */
+		any = bpf_map_lookup_elem(&events_above_count, &zero);
 		if (pages >= rearm_pages || !any || !*any)
 			return 0;
 	}

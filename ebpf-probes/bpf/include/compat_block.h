@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* compat.h for block I/O and the page cache: one accessor per difference. */
+/* Differences between kernels in block I/O and the page cache; see compat.h. */
 #ifndef EBPFMETRICS_COMPAT_BLOCK_H
 #define EBPFMETRICS_COMPAT_BLOCK_H
 
@@ -7,8 +7,8 @@
 #include "vmlinux_block.h"
 
 /*
- * Who runs now. bpf_get_current_task_btf(), whose result can be read directly,
- * came in 5.11 (3ca1032ab7ab "bpf: Implement get_current_task_btf").
+ * The running process. bpf_get_current_task_btf(), whose result can be read directly, came
+ * in 5.11 (3ca1032ab7ab "bpf: Implement get_current_task_btf").
  */
 struct current_process {
 	struct process_key key;
@@ -32,12 +32,6 @@ static __always_inline void read_current(struct current_process *process)
 	}
 }
 
-/* CONFIG_TASK_IO_ACCOUNTING */
-static __always_inline bool has_io_accounting(void)
-{
-	return bpf_core_field_exists(((struct task_io_accounting *)0)->write_bytes);
-}
-
 static __always_inline u32 disk_device(struct gendisk *disk)
 {
 	return disk ? (u32)disk->major << 20 | disk->first_minor : 0;
@@ -57,9 +51,9 @@ static __always_inline u32 request_disk(struct request *request)
 }
 
 /*
- * The disk or partition that a bio is for. It was a disk and a partition number,
- * the latter lost on the way to the driver, before 5.12 (309dca309fc3 "block:
- * store a block_device pointer in struct bio").
+ * Whether a bio names its disk or partition. Before 5.12 it had a disk and a partition
+ * number, which was reset on the way to the driver (309dca309fc3 "block: store a
+ * block_device pointer in struct bio").
  */
 static __always_inline bool bio_names_partition(void)
 {
@@ -85,8 +79,8 @@ static __always_inline struct gendisk *bio_disk(struct bio *bio)
 }
 
 /*
- * The disk or partition of a request. Where bios do not say (see above) the
- * request does, from its accounting on.
+ * The disk or partition of a request. If bios do not name it (see above), the request does
+ * once the kernel accounts for it.
  */
 static __always_inline u32 request_device(struct request *request)
 {
@@ -111,8 +105,8 @@ static __always_inline u32 request_device(struct request *request)
 #define PAGE_FLAG(flags, bit) ((flags) >> bpf_core_enum_value(enum pageflags, bit) & 1)
 
 /*
- * Those flags, of a page or folio by its address. They became a struct of their own
- * in 6.18 (53fbef56e07d "mm: introduce memdesc_flags_t").
+ * The flags of a page or folio, by its address. They became a struct of their own in
+ * 6.18 (53fbef56e07d "mm: introduce memdesc_flags_t").
  */
 static __always_inline u64 page_flags(u64 page)
 {
@@ -128,8 +122,8 @@ static __always_inline u64 page_flags(u64 page)
 }
 
 /*
- * How many pages a folio has. The field got its present name in 6.14 and the one
- * before in 5.18; it is set in folios of more than one page.
+ * The number of pages of a folio. The field got its present name in 6.14 and the previous
+ * one in 5.18. It is set only in folios of more than one page.
  */
 static __always_inline u32 folio_pages(struct folio *folio)
 {
@@ -147,9 +141,9 @@ static __always_inline u32 folio_pages(struct folio *folio)
 }
 
 /*
- * The first page of the folio or compound page that a page belongs to: the field
- * holds its address plus one, or from 7.1 on, where the size of struct page is a
- * power of two, a mask to apply to the page's own address.
+ * The first page of the folio or compound page that a page belongs to. The field holds its
+ * address plus one. Since 7.1, if the size of struct page is a power of two, it holds a mask
+ * for the page's own address instead.
  */
 static __always_inline u64 head_of_page(u64 page)
 {
@@ -161,7 +155,7 @@ static __always_inline u64 head_of_page(u64 page)
 		bpf_core_read(&head, sizeof(head), &((struct page___head *)page)->compound_head);
 	if (!(head & 1))
 		return page;
-	/* no page lies in the topmost 4 GiB of addresses: there it is a mask */
+	/* no page lies in the topmost 4 GiB of addresses, so such a value is a mask */
 	return ~head >> 32 ? head - 1 : page & head;
 }
 

@@ -1,25 +1,25 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The kernel types of block I/O and of the page cache; see vmlinux.h. */
+/* The kernel types of block I/O and of the page cache, as vmlinux.h has those of tasks. */
 #ifndef EBPFMETRICS_VMLINUX_BLOCK_H
 #define EBPFMETRICS_VMLINUX_BLOCK_H
 
 #include "vmlinux.h"
 
 /* include/linux/sched.h */
-#define PF_LOCAL_THROTTLE 0x00100000 /* writes back for others: loop, nfsd */
+#define PF_LOCAL_THROTTLE 0x00100000 /* writes on behalf of others: loop, nfsd */
 
 /* include/uapi/linux/stat.h */
 #define S_IFMT 0170000
 #define S_IFREG 0100000
 
-/* include/linux/blk_types.h: the same from 5.10 on */
+/* include/linux/blk_types.h: the same since 5.10 */
 #define REQ_OP_MASK 0xff
 #define REQ_OP_WRITE 1
 #define REQ_OP_FLUSH 2
 #define REQ_OP_DISCARD 3
-#define REQ_OP_PASSTHROUGH 32 /* this and above: commands of drivers, not I/O */
+#define REQ_OP_PASSTHROUGH 32 /* from here on: commands of drivers, not I/O */
 
-/* enumerators that only exist on some kernels, and ones that move */
+/* Enumerators that only some kernels have, or whose values differ. */
 enum bpf_func_id {
 	BPF_FUNC_get_current_task_btf = 158,
 };
@@ -51,9 +51,9 @@ struct address_space {
 	struct inode *host;
 };
 
-struct folio; /* 5.16: a page that stands for as many as it has */
+struct folio; /* since 5.16: one or more pages that belong together */
 
-/* its pages, by name: 7b230db3b8d3 "mm: folio_nr_pages", 6.14 */
+/* The number of its pages, by name: 7b230db3b8d3 "mm: folio_nr_pages", 6.14. */
 struct folio___pages {
 	unsigned int _nr_pages;
 };

@@ -466,6 +466,7 @@ int BPF_PROG(process_release, struct task_struct *task)
  */
 struct process_clocks_record {
 	u64 scheduler_ns;
+	u64 monotonic_ns; /* now; user space may be in a time namespace */
 	u64 is_set;
 };
 
@@ -494,7 +495,7 @@ int process_read_clocks(void *ctx)
 	EMIT_BTF(struct process_parent_record);
 	EMIT_BTF(enum process_flags);
 	EMIT_BTF(enum process_kind);
-	EMIT_BTF(enum process_section);
+	EMIT_BTF(enum section_number);
 	EMIT_BTF(enum process_loss);
 	EMIT_BTF(enum ended_flags);
 	EMIT_BTF(enum filter_mode);
@@ -520,6 +521,7 @@ int process_read_clocks(void *ctx)
 	task_clock = BPF_CORE_READ(rq, clock_task);
 	c->scheduler_ns =
 	    BPF_CORE_READ(task, se.exec_start) + BPF_CORE_READ(rq, clock) - task_clock;
+	c->monotonic_ns = bpf_ktime_get_ns();
 	c->is_set = 1;
 	return 0;
 }

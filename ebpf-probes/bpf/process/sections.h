@@ -3,7 +3,7 @@
 #ifndef EBPFMETRICS_SECTIONS_H
 #define EBPFMETRICS_SECTIONS_H
 
-enum process_section {
+enum section_number {
 	SECTION_PROCESS = 0,
 	SECTION_CPU = 1,
 	SECTION_MEM = 2,

@@ -28,6 +28,13 @@ pub trait Collector: Sized + Send + 'static {
     /// [`Counters`](Self::Counters). Entries of processes that have ended are deleted.
     const COUNTS: Option<&'static str> = None;
 
+    /// Number of the section of a built-in probe; others get one from the set.
+    #[doc(hidden)]
+    const SECTION: Option<u16> = None;
+
+    /// Whether the probe uses [`WalkTimes::scheduler_offset_ns`].
+    const NEEDS_SCHEDULER_CLOCK: bool = false;
+
     /// Options, usually a builder.
     type Options: Send;
     /// Counters since the start of a process.
@@ -164,6 +171,13 @@ pub trait Collector: Sized + Send + 'static {
         Vec::new()
     }
 
+    /// How to serialize the figures in the snapshot of a set.
+    #[cfg(feature = "serde")]
+    #[doc(hidden)]
+    fn json() -> Option<crate::snapshot::Json<Self::Usage, Self::System>> {
+        None
+    }
+
     /// The source of each figure on this kernel.
     fn sources(&self) -> Vec<Source>;
 
@@ -201,6 +215,9 @@ pub struct WalkTimes {
     pub monotonic_ns: u64,
     /// The same moment on `CLOCK_BOOTTIME`, the clock of start times.
     pub boottime_ns: u64,
+    /// How far `CLOCK_MONOTONIC` is ahead of the scheduler's clock, if a probe asks for it
+    /// and the kernel lets it be known.
+    pub scheduler_offset_ns: Option<u64>,
 }
 
 /// A task that a record is about.
@@ -282,6 +299,9 @@ pub struct Readings<'a, C: Collector> {
     pub infos: &'a [ProcessInfo],
     /// Whether the walk showed the process; others keep their previous reading.
     pub seen: &'a [bool],
+    /// Places of processes that the walk does not show but `/proc` does; no record comes of
+    /// them.
+    pub hidden: &'a [usize],
     /// Their readings.
     pub readings: &'a mut [Reading<C>],
 }
@@ -294,6 +314,8 @@ pub struct Progress<'a, C: Collector> {
     pub last: &'a C::Counters,
     /// At the start of the window.
     pub baseline: &'a C::Counters,
+    /// Nothing of the process has been taken in before.
+    pub is_new: bool,
     /// The walk that is being taken in.
     pub walk: &'a WalkTimes,
 }

@@ -1,13 +1,12 @@
 //! One probe's counters for every process of the table.
 
-use std::{any::Any, collections::HashMap, sync::Arc};
+use std::{any::Any, sync::Arc};
 
 use super::{
     collector::{Collector, Ended, Progress, Read, Reading, Readings, Record, Span, Task, WalkTimes},
     counters,
     loading::WalkPart,
-    snapshot::{Part, RowSource},
-    walk::{End, Placed, RecordBuffer},
+    walk::End,
 };
 use crate::{
     error::Result,
@@ -16,16 +15,19 @@ use crate::{
     probe::{Cost, Degraded, ProgramCost},
     process::{ProcessId, ProcessInfo},
     record::{ProcessKey, ProcessOverflowRecord, RecordHead},
-    snapshot::{Loss, LossCause, LossScope, Losses, Overflow, Provenance, Window},
+    snapshot::{Loss, LossCause, LossScope, Losses, Part, Provenance, TypedPart, Window},
 };
 
 /// A probe in a set, of any kind.
 pub(crate) trait Column: Any + Send {
     fn name(&self) -> &'static str;
+    /// Number of its records in a walk.
+    fn section(&self) -> u16;
     fn object(&self) -> Option<&Object>;
     fn walk_part(&self) -> Result<WalkPart>;
     fn attach(&mut self, kernel: &Kernel) -> Result<()>;
     fn is_system_record(&self, kind: u16) -> bool;
+    fn needs_scheduler_clock(&self) -> bool;
 
     fn begin_walk(&mut self, read: Read) -> Result<()>;
     /// The cell at each place comes from another place of the previous walk, or is new.
@@ -53,7 +55,8 @@ pub(crate) trait Column: Any + Send {
     fn read_losses(&mut self) -> Result<()>;
     fn part(&self, rows: &[RowSource], ids: &[ProcessId], end_ns: u64) -> Box<dyn Part>;
     fn losses(&self) -> Losses;
-    fn sources(&self) -> Arc<Provenance>;
+    /// Asks the probe for its sources, once it has seen a walk.
+    fn describe(&mut self);
     fn degraded(&self) -> Vec<Degraded>;
     fn cost(&self) -> Result<Cost>;
     fn final_usage(&self, end: &End) -> Option<Box<dyn Any>>;
@@ -62,11 +65,22 @@ pub(crate) trait Column: Any + Send {
     fn as_any(&self) -> &dyn Any;
 }
 
+/// Where a row of a snapshot comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RowSource {
+    /// An entry of the table.
+    Entry(usize),
+    /// A process that ended before the window and has figures in it all the same.
+    Late(ProcessId),
+}
+
 /// The processes of a walk, in the order of the cells.
 pub(crate) struct WalkView<'a> {
     pub(super) ids: &'a [ProcessId],
     pub(super) infos: &'a [ProcessInfo],
     pub(super) seen: &'a [bool],
+    /// Places of processes that the walk does not show but `/proc` does.
+    pub(super) hidden: &'a [usize],
 }
 
 /// What is known of a process: counters since its start, and how far they were reported.
@@ -74,6 +88,8 @@ struct Cell<C: Collector> {
     last: C::Counters,
     baseline: C::Counters,
     gauges: C::Gauges,
+    /// Nothing has been taken in yet.
+    is_new: bool,
 }
 
 impl<C: Collector> Default for Cell<C> {
@@ -82,6 +98,7 @@ impl<C: Collector> Default for Cell<C> {
             last: C::Counters::default(),
             baseline: C::Counters::default(),
             gauges: C::Gauges::default(),
+            is_new: true,
         }
     }
 }
@@ -92,6 +109,7 @@ impl<C: Collector> Cell<C> {
             start_time_ns: id.start_time_ns,
             last: &self.last,
             baseline: &self.baseline,
+            is_new: std::mem::take(&mut self.is_new),
             walk,
         };
         self.last = collector.advance(&progress, &now);
@@ -107,11 +125,11 @@ impl<C: Collector> Cell<C> {
 /// The column of a collector.
 pub(crate) struct TypedColumn<C: Collector> {
     pub(crate) collector: C,
+    section: u16,
     cells: Vec<Cell<C>>,
     readings: Vec<Reading<C>>,
     /// Counters in the window of processes that are only counted together.
     overflow: C::Counters,
-    overflow_processes: u64,
     /// The kernel's overflow since loading.
     kernel_overflow: C::Counters,
     window_start_ns: u64,
@@ -122,15 +140,15 @@ pub(crate) struct TypedColumn<C: Collector> {
 }
 
 impl<C: Collector> TypedColumn<C> {
-    pub(crate) fn new(collector: C, window_start_ns: u64) -> Self {
+    pub(crate) fn new(collector: C, section: u16) -> Self {
         Self {
             collector,
+            section,
             cells: Vec::new(),
             readings: Vec::new(),
             overflow: C::Counters::default(),
-            overflow_processes: 0,
             kernel_overflow: C::Counters::default(),
-            window_start_ns,
+            window_start_ns: 0,
             losses: Vec::new(),
             losses_before: Vec::new(),
             provenance: Arc::default(),
@@ -152,6 +170,10 @@ impl<C: Collector> Column for TypedColumn<C> {
         C::NAME
     }
 
+    fn section(&self) -> u16 {
+        self.section
+    }
+
     fn object(&self) -> Option<&Object> {
         self.collector.object()
     }
@@ -166,6 +188,10 @@ impl<C: Collector> Column for TypedColumn<C> {
 
     fn is_system_record(&self, kind: u16) -> bool {
         C::is_system_record(kind)
+    }
+
+    fn needs_scheduler_clock(&self) -> bool {
+        C::NEEDS_SCHEDULER_CLOCK
     }
 
     fn begin_walk(&mut self, read: Read) -> Result<()> {
@@ -210,6 +236,7 @@ impl<C: Collector> Column for TypedColumn<C> {
             ids: view.ids,
             infos: view.infos,
             seen: view.seen,
+            hidden: view.hidden,
             readings: &mut self.readings,
         };
         self.collector.end_walk(&walk, &mut readings)?;
@@ -309,7 +336,7 @@ impl<C: Collector> Column for TypedColumn<C> {
         }
         let together =
             self.collector.usage(ProcessId::default(), &self.overflow, None, Span::Window);
-        Box::new(super::snapshot::TypedPart {
+        Box::new(TypedPart {
             probe: C::NAME.into(),
             window,
             usage,
@@ -318,11 +345,13 @@ impl<C: Collector> Column for TypedColumn<C> {
             system: self.collector.system(window),
             losses: self.losses(),
             provenance: Arc::clone(&self.provenance),
+            #[cfg(feature = "serde")]
+            json: C::json(),
         })
     }
 
-    fn sources(&self) -> Arc<Provenance> {
-        Arc::clone(&self.provenance)
+    fn describe(&mut self) {
+        self.provenance = Arc::new(Provenance::new(C::NAME, self.collector.sources()));
     }
 
     fn degraded(&self) -> Vec<Degraded> {
@@ -353,7 +382,6 @@ impl<C: Collector> Column for TypedColumn<C> {
         self.window_start_ns = end_ns;
         self.losses_before.clone_from(&self.losses);
         self.overflow = C::Counters::default();
-        self.overflow_processes = 0;
         for cell in &mut self.cells {
             cell.baseline = cell.last;
             C::rebase(&mut cell.gauges);

@@ -9,7 +9,7 @@ use crate::{
     record::{
         ProcessEndedRecord, ProcessInfoRecord, ProcessKey, ProcessProcessRecord,
         ProcessSettledRecord, ProcessThreadRecord, ProcessWalkRecord, RecordHead, process_flags,
-        process_kind, process_section,
+        process_kind, section_number,
     },
 };
 
@@ -142,7 +142,7 @@ impl Walked {
         self.clear();
         for record in buffer.records() {
             let record = record?;
-            if record.head.section != process_section::PROCESS as u16 {
+            if record.head.section != section_number::PROCESS as u16 {
                 if is_system(record.head) {
                     self.system.push(record);
                 } else {
@@ -215,6 +215,8 @@ impl Walked {
 #[derive(Clone, Debug)]
 pub(super) struct End {
     pub(super) id: ProcessId,
+    /// Its key in the kernel.
+    pub(super) key: ProcessKey,
     pub(super) record: Box<ProcessEndedRecord>,
     pub(super) settled: Option<ProcessSettledRecord>,
 }
@@ -226,11 +228,12 @@ pub(super) fn read_ends(buffer: &RecordBuffer) -> Result<Vec<End>> {
         let record = record?;
         let bytes = buffer.get(record);
         match (u32::from(record.head.section), u32::from(record.head.kind)) {
-            (process_section::PROCESS, process_kind::ENDED) => {
+            (section_number::PROCESS, process_kind::ENDED) => {
                 let record: &ProcessEndedRecord = cast(bytes)?;
-                ends.push(End { id: record.info.id(), record: Box::new(*record), settled: None });
+                let id = record.info.id();
+                ends.push(End { id, key: id.into(), record: Box::new(*record), settled: None });
             }
-            (process_section::PROCESS, process_kind::SETTLED) => {
+            (section_number::PROCESS, process_kind::SETTLED) => {
                 let settled: &ProcessSettledRecord = cast(bytes)?;
                 if let Some(end) = ends.last_mut().filter(|end| end.id == settled.key.id()) {
                     end.settled = Some(*settled);

@@ -6,6 +6,7 @@ use self::btf::Btf;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) mod btf;
+pub mod checks;
 mod clocks;
 mod contents;
 mod cpus;

@@ -90,6 +90,12 @@ impl ObjectLoader {
         self
     }
 
+    /// The same for values of several types.
+    pub(crate) fn override_global_bytes(mut self, name: &'static str, value: &[u8]) -> Self {
+        self.globals.push(Global { name, value: value.to_vec(), required: true });
+        self
+    }
+
     /// Sets the `max_entries` of a map. The kernel allocates memory for all entries when
     /// the map is created, unless it has `BPF_F_NO_PREALLOC`.
     pub fn map_max_entries(mut self, map: &'static str, max_entries: u32) -> Self {

@@ -12,6 +12,7 @@ mod probe_snapshot;
 mod process;
 mod provenance;
 mod rows;
+mod set;
 mod usage;
 mod window;
 
@@ -21,6 +22,10 @@ pub use probe_snapshot::{Overflow, ProbeSnapshot};
 pub use process::Process;
 pub use provenance::{Provenance, Source};
 pub use rows::{Row, Rows};
+#[cfg(feature = "serde")]
+pub use set::Json;
+pub use set::{Handle, ProbeView, SetProcess, Snapshot};
+pub(crate) use set::{Part, TypedPart};
 pub(crate) use usage::sum_of;
 pub use usage::{Usage, add_known, add_known_duration, known_duration_since, known_since};
 pub use window::Window;

@@ -118,9 +118,27 @@ pub(crate) struct TypedPart<U, S> {
 
 /// How to serialize the figures of a probe.
 #[cfg(feature = "serde")]
-pub(crate) struct Json<U, S> {
-    pub(crate) usage: for<'a> fn(&'a U, &'a U) -> Box<dyn erased_serde::Serialize + 'a>,
-    pub(crate) system: for<'a> fn(&'a S) -> Box<dyn erased_serde::Serialize + 'a>,
+#[doc(hidden)]
+pub struct Json<U, S> {
+    usage: for<'a> fn(&'a U, &'a U) -> Box<dyn erased_serde::Serialize + 'a>,
+    system: for<'a> fn(&'a S) -> Box<dyn erased_serde::Serialize + 'a>,
+}
+
+#[cfg(feature = "serde")]
+impl<U: serde::Serialize, S: serde::Serialize> Json<U, S> {
+    /// By the types' own `Serialize`.
+    pub(crate) fn new() -> Self {
+        #[derive(serde::Serialize)]
+        struct Usage<'a, U> {
+            #[serde(flatten)]
+            usage: &'a U,
+            total: &'a U,
+        }
+        Self {
+            usage: |usage, total| Box::new(Usage { usage, total }),
+            system: |system| Box::new(system),
+        }
+    }
 }
 
 #[cfg(feature = "serde")]

@@ -117,6 +117,7 @@ fn library(workspace: &Path, model: &Model) -> Result<BTreeMap<PathBuf, String>>
     let modules: BTreeSet<_> = model.types.keys().filter_map(|name| model.module(name)).collect();
     let mut files = BTreeMap::new();
     let mut list = String::new();
+    let mut exports = Vec::new();
     for module in modules {
         let contents = model.contents(|name| model.module(name) == Some(module));
         let import = |name: &str| {
@@ -129,8 +130,10 @@ fn library(workspace: &Path, model: &Model) -> Result<BTreeMap<PathBuf, String>>
         };
         let text = file(workspace, &title, HEADERS_CRATE, &code)?;
         files.insert(directory.join(format!("{module}.rs")), text);
-        list.push_str(&format!("pub(crate) mod {module};\n"));
+        list.push_str(&format!("mod {module};\n"));
+        exports.push(format!("{module}::*"));
     }
+    list.push_str(&format!("\npub use self::{{{}}};\n", exports.join(", ")));
     let title = "Types that the BPF programs share with this crate.";
     files.insert(directory.join("mod.rs"), file(workspace, title, HEADERS_CRATE, &list)?);
     Ok(files)
@@ -397,7 +400,7 @@ struct cpu_task_record {
         let shared = &files[&expected[2]];
         assert!(shared.contains("PartialOrd, Ord, Hash, bytemuck"), "{shared}");
         assert!(shared.contains("    /// Its start.\n    pub start_ns: u64,"), "{shared}");
-        assert!(files[&expected[1]].contains("pub(crate) mod cpu;\npub(crate) mod shared;\n"));
+        assert!(files[&expected[1]].contains("mod cpu;\nmod shared;\n\npub use self::{cpu::*, shared::*};\n"));
         let probe = &files["probe/src/record.rs"];
         assert!(probe.contains("use ebpfmetrics::kit::ProcessKey;"), "{probe}");
         assert!(!probe.contains("pub struct ProcessKey"), "{probe}");

@@ -1,0 +1,557 @@
+//! The engine of a set: loads the object `process`, walks, and keeps the table.
+
+use std::{any::Any, collections::BTreeSet};
+
+use super::{
+    collector::{Collector, Read, WalkTimes},
+    column::{Column, RowSource, TypedColumn, program_costs},
+    filter::Filter,
+    hidden::Hidden,
+    loading::Loading,
+    table::{Observed, ProcessTable},
+    walk::{End, RecordBuffer, Walked, read_ends},
+};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    kernel::{Kernel, Requirements, in_initial_pid_namespace, monotonic_ns, thread_cpu_time_ns},
+    object::{Object, ObjectLoader},
+    options::check_option,
+    probe::{Cost, Degraded, Health},
+    process::{CgroupHierarchy, ProcessId},
+    record::{
+        ProcessClocksRecord, ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord, ended_flags,
+        section_number,
+    },
+    snapshot::{Handle, Loss, LossCause, LossScope, Losses, Snapshot, Window},
+};
+
+/// The kernel follows 33 tail calls from one program; the walk itself is the first program.
+pub(crate) const MAX_PROBES: usize = 33;
+
+/// Name of the object and of the set's own losses.
+pub(crate) const PROCESS: &str = "process";
+
+/// Maps of built-in probes: those of a set come from the probes.
+const PROBE_MAPS: [&str; 11] = [
+    "cpu_current_tasks",
+    "cpu_slots",
+    "cpu_overflow",
+    "cpu_losses",
+    "mem_epoch",
+    "mem_tracked",
+    "mem_cpu_offsets",
+    "mem_losses",
+    "slab_slots",
+    "slab_overflow",
+    "slab_losses",
+];
+
+/// Dispatcher, its tracepoint, the map of its handler, and the handler. Releases first: a
+/// process that is seen alive afterwards is not missed at its end.
+const HANDLERS: [(&str, &str, &str, &str); 3] = [
+    ("process_on_release", "sched_process_free", "release_handler", "process_release"),
+    ("process_on_exit", "sched_process_exit", "exit_handler", "process_exit"),
+    ("process_on_fork", "sched_process_fork", "fork_handler", "process_fork"),
+];
+
+/// Options of a set.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) filter: Filter,
+    pub(crate) cgroup_hierarchy: Option<CgroupHierarchy>,
+    pub(crate) max_exited: u32,
+    pub(crate) max_ended: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { filter: Filter::All, cgroup_hierarchy: None, max_exited: 8192, max_ended: 32_768 }
+    }
+}
+
+/// What a set needs of a machine, whatever its probes.
+pub(crate) fn requirements() -> Requirements {
+    Requirements {
+        tracepoints: HANDLERS.iter().map(|(_, tracepoint, ..)| *tracepoint).collect(),
+        iterators: ["bpf_map_elem", "task"].into(),
+    }
+}
+
+/// A set of probes in the kernel.
+pub(crate) struct Engine {
+    /// Maps and dispatchers.
+    base: Object,
+    /// The walk and the handlers of the present probes.
+    handlers: Object,
+    walk_program: &'static str,
+    options: Options,
+    cgroup_hierarchy: CgroupHierarchy,
+    cgroup_number: i32,
+    sees_all: bool,
+    hidden: Hidden,
+    table: ProcessTable,
+    columns: Vec<(u64, Box<dyn Column>)>,
+    buffer: RecordBuffer,
+    walked: Walked,
+    window_start_ns: u64,
+    losses: Vec<u64>,
+    losses_before: Vec<u64>,
+    walk: WalkTimes,
+}
+
+impl Engine {
+    pub(crate) fn load(options: Options, kernel: &Kernel) -> Result<Self> {
+        check_option("set", "max_exited", options.max_exited, 0..=1 << 24)?;
+        check_option("set", "max_ended", options.max_ended, 1..=1 << 24)?;
+        require(PROCESS, &requirements(), kernel)?;
+        let (cgroup_hierarchy, cgroup_number) = hierarchy(&options, kernel)?;
+        let filter = &options.filter;
+        let loader = ObjectLoader::new(PROCESS, ebpf_probes::PROCESS)
+            .override_global("cgroup_hierarchy", cgroup_number)
+            .map_max_entries("ended", options.max_ended);
+        let loader = filter.size_maps(filter.configure(loader));
+        let mut base = without_probe_maps(loader).load(kernel)?;
+        let walk_program = walk_program(kernel);
+        let handlers =
+            load_handlers(&base, filter, cgroup_number, walk_program, &[], kernel)?;
+        exchange(&base, &handlers)?;
+        for (dispatcher, tracepoint, ..) in HANDLERS {
+            base.attach(dispatcher, tracepoint, kernel)?;
+        }
+        base.load_iterator("process_parents", "task", kernel)?;
+        base.load_callable("process_read_clocks")?;
+        filter.begin(&base)?;
+        let sees_all = in_initial_pid_namespace();
+        let table =
+            ProcessTable::new(options.max_exited as usize, filter.admits_late(), sees_all);
+        let mut engine = Self {
+            base,
+            handlers,
+            walk_program,
+            cgroup_hierarchy,
+            cgroup_number,
+            sees_all,
+            hidden: Hidden::None,
+            table,
+            columns: Vec::new(),
+            buffer: RecordBuffer::default(),
+            walked: Walked::default(),
+            window_start_ns: 0,
+            losses: Vec::new(),
+            losses_before: Vec::new(),
+            walk: WalkTimes::default(),
+            options,
+        };
+        engine.read(Read::Reset)?;
+        if engine.options.filter == Filter::All {
+            let shows_first = engine.table.ids().first().is_some_and(|id| id.pid == 1);
+            engine.hidden = Hidden::needed(sees_all, shows_first);
+        }
+        engine.end_window();
+        Ok(engine)
+    }
+
+    pub(crate) fn cgroup_hierarchy(&self) -> &CgroupHierarchy {
+        &self.cgroup_hierarchy
+    }
+
+    /// Adds a probe. On an error the set is as before.
+    pub(crate) fn add<C: Collector>(
+        &mut self,
+        options: C::Options,
+        kernel: &Kernel,
+    ) -> Result<Handle<C::Usage, C::System>> {
+        require(C::NAME, &C::requirements(), kernel)?;
+        if self.columns.len() >= MAX_PROBES {
+            let text = format!("a set holds at most {MAX_PROBES} probes, got one more: {}", C::NAME);
+            return Err(Error::new(ErrorKind::InvalidOption, text));
+        }
+        let handle = Handle::new();
+        let section = self.section::<C>(handle.id())?;
+        let shared: Vec<_> = ["filtered", "known_cgroups"]
+            .into_iter()
+            .map(|map| self.base.map_handle(map))
+            .collect::<Result<_>>()?;
+        let loading = Loading {
+            kernel,
+            filter: &self.options.filter,
+            cgroup_hierarchy: self.cgroup_number,
+            shared: &shared,
+            section,
+        };
+        let collector = C::load(options, &loading)?;
+        let column = TypedColumn::new(collector, section);
+        self.columns.push((handle.id(), Box::new(column)));
+        if let Err(error) = self.start(kernel) {
+            let column = self.columns.pop();
+            // the previous handlers, which this kernel has taken before
+            let restored = self.reload(kernel);
+            drop(column);
+            restored?;
+            return Err(error);
+        }
+        Ok(handle)
+    }
+
+    /// Starts the last probe: follows ends for it, attaches its hooks, takes its baseline.
+    fn start(&mut self, kernel: &Kernel) -> Result<()> {
+        self.reload(kernel)?;
+        if let Some((_, column)) = self.columns.last_mut() {
+            column.attach(kernel)?;
+        }
+        self.read(Read::Snapshot)?;
+        let end_ns = self.walk.monotonic_ns;
+        if let Some((_, column)) = self.columns.last_mut() {
+            column.rebase(end_ns);
+            column.describe();
+        }
+        Ok(())
+    }
+
+    /// Removes a probe and detaches its hooks. Nothing of the others changes.
+    pub(crate) fn remove(&mut self, id: u64, kernel: &Kernel) -> Result<()> {
+        let Some(at) = self.columns.iter().position(|(column, _)| *column == id) else {
+            let text = "the probe is not in this set";
+            return Err(Error::new(ErrorKind::InvalidOption, text));
+        };
+        let column = self.columns.remove(at);
+        let result = self.reload(kernel);
+        if result.is_err() {
+            self.columns.insert(at, column); // the old handlers are still at work
+        }
+        result
+    }
+
+    /// Loads the handlers for the present probes and puts them in place of the old ones.
+    fn reload(&mut self, kernel: &Kernel) -> Result<()> {
+        let (filter, number) = (&self.options.filter, self.cgroup_number);
+        let handlers =
+            load_handlers(&self.base, filter, number, self.walk_program, &self.columns, kernel)?;
+        exchange(&self.base, &handlers)?;
+        self.handlers = handlers;
+        self.chain()
+    }
+
+    /// Leads the walk through the programs of probes from other crates.
+    fn chain(&self) -> Result<()> {
+        let mut last = &self.handlers;
+        for (_, column) in &self.columns {
+            let (Some(program), Some(object)) = (column.walk_part()?.program, column.object())
+            else {
+                continue;
+            };
+            last.set_tail_call("next_program", 0, object, program)?;
+            last = object;
+        }
+        last.clear_tail_call("next_program", 0)
+    }
+
+    fn section<C: Collector>(&self, id: u64) -> Result<u16> {
+        let section = match C::SECTION {
+            Some(section) => section,
+            None => section_number::OTHERS as u16 + (id % 32_768) as u16,
+        };
+        match self.columns.iter().any(|(_, column)| column.section() == section) {
+            false => Ok(section),
+            true => {
+                let text = format!("the set already has a probe {}", C::NAME);
+                Err(Error::new(ErrorKind::InvalidOption, text))
+            }
+        }
+    }
+
+    /// Reads the kernel; then the table and the columns are up to date.
+    fn read(&mut self, read: Read) -> Result<()> {
+        self.columns.iter_mut().try_for_each(|(_, column)| column.begin_walk(read))?;
+        let scheduler_offset_ns =
+            match self.columns.iter().any(|(_, column)| column.needs_scheduler_clock()) {
+                true => self.scheduler_offset()?,
+                false => None,
+            };
+        self.buffer.fill(&mut self.handlers.iterate(self.walk_program)?)?;
+        let columns = &self.columns;
+        self.walked.read(&self.buffer, |head| {
+            let column = columns.iter().find(|(_, column)| column.section() == head.section);
+            column.is_some_and(|(_, column)| column.is_system_record(head.kind))
+        })?;
+        let hidden = self.hidden.complete(&mut self.walked.processes);
+        // After the walk: a process that is gone by now is here, or will be.
+        let mut ends = RecordBuffer::default();
+        ends.fill(&mut self.handlers.iterate_map("process_ends", "ended")?)?;
+        let mut ends = read_ends(&ends)?;
+        if !self.sees_all {
+            match_rounded(&mut ends, self.table.ids());
+        }
+        let walk = WalkTimes {
+            window_start_ns: self.window_start_ns,
+            monotonic_ns: self.walked.monotonic_ns,
+            boottime_ns: self.walked.boottime_ns,
+            scheduler_offset_ns,
+        };
+        let observed = Observed {
+            walked: &self.walked,
+            buffer: &self.buffer,
+            ends: &ends,
+            creators: self.base.lookup_and_delete_batch("creators")?,
+            overflow: &self.base.per_cpu_element::<ProcessOverflowRecord>("overflow", 0)?,
+            hidden: &hidden,
+        };
+        let gone = self.table.update(observed, &walk, &mut self.columns)?;
+        self.base.delete_batch::<ProcessKey>("ended", &gone)?;
+        self.read_losses()?;
+        self.walk = walk;
+        Ok(())
+    }
+
+    /// How far BPF's clock is ahead of the scheduler's.
+    ///
+    /// Asking for one's own CPU time makes the scheduler update itself between the two
+    /// readings of our clock. A tick before its clock is read makes the difference too small,
+    /// never too large: take the largest.
+    fn scheduler_offset(&self) -> Result<Option<u64>> {
+        /// More than a test run takes: the reader is in a time namespace.
+        const NAMESPACE_NS: u64 = 100_000_000;
+        let mut offset = None;
+        for _ in 0..8 {
+            let before = monotonic_ns();
+            thread_cpu_time_ns();
+            let after = monotonic_ns();
+            self.base.test_run("process_read_clocks")?;
+            let clocks: ProcessClocksRecord = self.base.array_element("clocks", 0)?;
+            if clocks.is_set == 0 {
+                return Ok(None);
+            }
+            let ahead = clocks.monotonic_ns.wrapping_sub(after);
+            let namespace_ns = match (ahead as i64).unsigned_abs() < NAMESPACE_NS {
+                true => 0,
+                false => ahead,
+            };
+            let middle = (before + (after - before) / 2).wrapping_add(namespace_ns);
+            // compared as signed: either clock may be ahead
+            offset = offset.max(Some(middle.wrapping_sub(clocks.scheduler_ns) as i64));
+        }
+        Ok(offset.map(|offset| offset as u64))
+    }
+
+    fn read_losses(&mut self) -> Result<()> {
+        let mut losses = self.base.losses("process_losses", ProcessLoss::ALL.len())?;
+        losses.push(self.base.recursion_misses()?);
+        self.losses = losses;
+        self.columns.iter_mut().try_for_each(|(_, column)| column.read_losses())
+    }
+
+    /// Reads the kernel and makes a snapshot; a reset then ends the window.
+    pub(crate) fn snapshot(&mut self, read: Read) -> Result<Snapshot> {
+        self.read(read)?;
+        let snapshot = self.assemble();
+        if read == Read::Reset {
+            self.end_window();
+        }
+        Ok(snapshot)
+    }
+
+    fn end_window(&mut self) {
+        let end_ns = self.walk.monotonic_ns;
+        let gone = self.table.rebase(&mut self.columns);
+        for (_, column) in &mut self.columns {
+            // What cannot be deleted now is deleted when its key comes up again.
+            let _ = column.forget(&gone);
+            column.rebase(end_ns);
+        }
+        self.losses_before.clone_from(&self.losses);
+        self.window_start_ns = end_ns;
+    }
+
+    fn assemble(&self) -> Snapshot {
+        let window = Window { start_ns: self.window_start_ns, end_ns: self.walk.monotonic_ns };
+        let late: BTreeSet<ProcessId> =
+            self.columns.iter().flat_map(|(_, column)| column.late_processes()).collect();
+        let mut rows: Vec<_> = (self.table.rows())
+            .map(|(index, id, info)| (id, info, RowSource::Entry(index)))
+            .collect();
+        let known = rows.len();
+        for id in late {
+            if rows[..known].binary_search_by_key(&id, |(id, ..)| *id).is_err() {
+                rows.push((id, self.table.info(id), RowSource::Late(id)));
+            }
+        }
+        if rows.len() > known {
+            rows.sort_by_key(|(id, ..)| *id);
+        }
+        let sources: Vec<_> = rows.iter().map(|(.., source)| *source).collect();
+        let rows = rows.into_iter().map(|(id, info, _)| (id, info)).collect();
+        let part = |(id, column): &(u64, Box<dyn Column>)| {
+            (*id, column.part(&sources, self.table.ids(), window.end_ns))
+        };
+        let mut losses = self.losses();
+        self.columns.iter().for_each(|(_, column)| losses += &column.losses());
+        let parts = self.columns.iter().map(part).collect();
+        Snapshot::from_parts(window, losses, rows, self.table.overflow(), parts)
+    }
+
+    /// What the set itself could not see in the window.
+    fn losses(&self) -> Losses {
+        let before = self.losses_before.iter().copied().chain(std::iter::repeat(0));
+        let grown = self.losses.iter().zip(before).map(|(now, before)| now.saturating_sub(before));
+        let causes = ProcessLoss::ALL.iter().map(|cause| cause.as_ref().to_owned());
+        let causes = causes.chain(["run_skipped".to_owned()]);
+        let missing = self.table.exit_record_missing();
+        let missing = [("exit_record_missing".to_owned(), missing)];
+        let all = causes.zip(grown).chain(missing);
+        Losses::new(
+            all.map(|(cause, count)| Loss::new(PROCESS, cause, count, LossScope::Processes)),
+        )
+    }
+
+    /// The usage of a process from its start to its release, unless a snapshot has been taken
+    /// since.
+    pub(crate) fn final_usage<U: 'static>(&self, id: u64, process: ProcessId) -> Result<Option<U>> {
+        let record: Option<ProcessEndedRecord> =
+            self.base.lookup("ended", &ProcessKey::from(process))?;
+        let Some(record) = record.filter(|it| it.flags & ended_flags::RELEASED != 0) else {
+            return Ok(None);
+        };
+        let end = End { id: process, key: process.into(), record: Box::new(record), settled: None };
+        let column = self.columns.iter().find(|(column, _)| *column == id);
+        let usage = column.and_then(|(_, column)| column.final_usage(&end));
+        Ok(usage.and_then(|usage| (usage as Box<dyn Any>).downcast().ok()).map(|usage| *usage))
+    }
+
+    pub(crate) fn collector<C: Collector>(&self, id: u64) -> Option<&C> {
+        let (_, column) = self.columns.iter().find(|(column, _)| *column == id)?;
+        let column: &TypedColumn<C> = column.as_any().downcast_ref()?;
+        Some(&column.collector)
+    }
+
+    pub(crate) fn probes(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.columns.iter().map(|(_, column)| column.name())
+    }
+
+    pub(crate) fn health(&self) -> Result<Health> {
+        let mut health = Health::default();
+        let objects = self.columns.iter().filter_map(|(_, column)| column.object());
+        for object in [&self.base, &self.handlers].into_iter().chain(objects) {
+            health.map_bytes += object.map_bytes()?;
+            health.programs += object.program_count();
+        }
+        let of_probes = self.columns.iter().flat_map(|(_, column)| column.degraded());
+        let of_set = Degraded::unless_all_seen(self.sees_all || self.hidden != Hidden::None);
+        let first = Degraded::when(
+            self.hidden == Hidden::First,
+            "process 1",
+            "this machine hides process 1 from eBPF: its figures come from /proc",
+        );
+        health.degraded = of_set.into_iter().chain(first).chain(of_probes).collect();
+        Ok(health)
+    }
+
+    pub(crate) fn cost(&self) -> Result<Cost> {
+        let mut cost = Cost::default();
+        cost.programs = program_costs(&self.base)?;
+        cost.programs.extend(program_costs(&self.handlers)?);
+        for (_, column) in &self.columns {
+            cost.programs.extend(column.cost()?.programs);
+        }
+        Ok(cost)
+    }
+}
+
+/// In another PID namespace start times of hidden processes come from `/proc`, in units of
+/// 10 ms: their final records have the same process by another id.
+fn match_rounded(ends: &mut [End], ids: &[ProcessId]) {
+    const TICK_NS: u64 = 10_000_000;
+    for end in ends {
+        let rounded = end.id.start_time_ns / TICK_NS * TICK_NS;
+        let rounded = ProcessId { start_time_ns: rounded, ..end.id };
+        if ids.binary_search(&end.id).is_err() && ids.binary_search(&rounded).is_ok() {
+            end.id = rounded;
+        }
+    }
+}
+
+/// Checks that the kernel has the hooks of a probe.
+fn require(probe: &str, requirements: &Requirements, kernel: &Kernel) -> Result<()> {
+    let missing = kernel.missing(requirements);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let hooks: Vec<_> = missing.into_iter().collect();
+    let text = format!(
+        "probe {probe}: this kernel lacks the hook {}; Linux 5.10 or newer is required",
+        hooks.join(", ")
+    );
+    Err(Error::new(ErrorKind::HookMissing, text))
+}
+
+/// The hierarchy of cgroup ids, and the kernel's number of its controller.
+fn hierarchy(options: &Options, kernel: &Kernel) -> Result<(CgroupHierarchy, i32)> {
+    const UNIFIED: i32 = -1;
+    let number = |hierarchy: &CgroupHierarchy| match hierarchy.enumerator() {
+        None => Some(UNIFIED),
+        Some(controller) => {
+            let controllers = kernel.enumerators("cgroup_subsys_id")?;
+            let found = controllers.into_iter().find(|(name, _)| *name == controller);
+            found.map(|(_, number)| number as i32)
+        }
+    };
+    match &options.cgroup_hierarchy {
+        Some(hierarchy) => match number(hierarchy) {
+            Some(number) => Ok((hierarchy.clone(), number)),
+            None => {
+                let text = format!("this kernel has no cgroup controller {hierarchy}");
+                Err(Error::new(ErrorKind::InvalidOption, text))
+            }
+        },
+        None => {
+            // a controller that the BTF does not know is no reason not to measure
+            let mounted = CgroupHierarchy::mounted();
+            let known = number(&mounted).map(|number| (mounted, number));
+            Ok(known.unwrap_or((CgroupHierarchy::Unified, UNIFIED)))
+        }
+    }
+}
+
+fn without_probe_maps(loader: ObjectLoader) -> ObjectLoader {
+    PROBE_MAPS.iter().fold(loader, |loader, map| loader.set_autocreate(map, false))
+}
+
+/// Before 6.2 page counts are plain numbers, and `rss_stat` has three arguments.
+fn walk_program(kernel: &Kernel) -> &'static str {
+    match kernel.tracepoint_arguments("rss_stat") {
+        Some(3) => "process_walk_plain",
+        _ => "process_walk",
+    }
+}
+
+fn load_handlers(
+    base: &Object,
+    filter: &Filter,
+    cgroup_number: i32,
+    walk_program: &str,
+    columns: &[(u64, Box<dyn Column>)],
+    kernel: &Kernel,
+) -> Result<Object> {
+    let mut loader = ObjectLoader::new(PROCESS, ebpf_probes::PROCESS)
+        .override_global("cgroup_hierarchy", cgroup_number)
+        .reuse_maps(&base.map_handles());
+    loader = filter.configure(without_probe_maps(loader));
+    for (_, column) in columns {
+        let part = column.walk_part()?;
+        loader = loader.reuse_maps(&part.maps);
+        for (name, value) in &part.globals {
+            loader = loader.override_global_bytes(name, value);
+        }
+    }
+    let mut handlers = loader.load(kernel)?;
+    handlers.load_iterator(walk_program, "task", kernel)?;
+    handlers.load_iterator("process_ends", "bpf_map_elem", kernel)?;
+    for (_, tracepoint, _, handler) in HANDLERS {
+        handlers.load_for_tracepoint(handler, tracepoint, kernel)?;
+    }
+    Ok(handlers)
+}
+
+/// Has the dispatchers jump to these handlers from here on.
+fn exchange(base: &Object, handlers: &Object) -> Result<()> {
+    HANDLERS.iter().try_for_each(|(.., map, handler)| base.set_tail_call(map, 0, handlers, handler))
+}

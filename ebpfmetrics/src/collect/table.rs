@@ -1,0 +1,530 @@
+//! The processes of a set from one walk to the next: the rules of their life.
+//!
+//! | phase | row in the window | leaves the table |
+//! |---|---|---|
+//! | alive | yes | |
+//! | vanished: not in the walk, no final record yet | yes, with what is known | settled after 2 s at most, counted as `exit_record_missing` |
+//! | ended | in the window of its end; later only if something is added | at the reset after its final record has been read |
+//!
+//! A process has exited when its last thread has, and it is not in the walk any more. Its row
+//! then says so, although the kernel releases it later: what the release will say can be read
+//! before. Counters are never reported twice, because the entry stays until the kernel has
+//! nothing more to say about the process.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use super::{
+    collector::{Task, WalkTimes},
+    column::{Column, WalkView},
+    walk::{End, RecordBuffer, Walked},
+};
+use crate::{
+    error::Result,
+    process::{ProcessId, ProcessInfo},
+    record::{ProcessKey, ProcessOverflowRecord, ended_flags},
+};
+
+/// A process is released an RCU grace period after it disappears: 16 ms at the median, 150 ms
+/// at most where measured. After this the record is not coming.
+pub(super) const RELEASE_TIMEOUT_NS: u64 = 2_000_000_000;
+
+/// A new process has its start time before a walk can see it.
+const STARTING_NS: u64 = 100_000_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Alive,
+    /// Not in the walk since this moment, `CLOCK_MONOTONIC`.
+    Vanished { since_ns: u64 },
+    Ended {
+        since_ns: u64,
+        /// It has a row in this window.
+        has_row: bool,
+        /// The kernel has nothing more to say about it.
+        is_final: bool,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    id: ProcessId,
+    info: ProcessInfo,
+    phase: Phase,
+}
+
+/// What a read of the kernel showed.
+pub(super) struct Observed<'a> {
+    pub(super) walked: &'a Walked,
+    pub(super) buffer: &'a RecordBuffer,
+    /// In ascending order of id.
+    pub(super) ends: &'a [End],
+    /// Processes that were started since the last read, with their creators.
+    pub(super) creators: Vec<(ProcessKey, ProcessKey)>,
+    pub(super) overflow: &'a [ProcessOverflowRecord],
+    /// Processes of the walk that come from `/proc`.
+    pub(super) hidden: &'a [ProcessId],
+}
+
+/// The process table of a set.
+#[derive(Debug)]
+pub(super) struct ProcessTable {
+    /// In ascending order of id, as the cells of every column.
+    entries: Vec<Entry>,
+    /// The ids alone, for the columns.
+    ids: Vec<ProcessId>,
+    max_exited: usize,
+    /// Rows of ended processes in this window.
+    exited_rows: usize,
+    /// Whether processes come in that existed before.
+    admits_late: bool,
+    /// Whether the walk shows every process of the machine.
+    sees_all: bool,
+    /// The first walk, `CLOCK_BOOTTIME`: what ended before is in no window.
+    began_ns: Option<u64>,
+    /// The last walk, `CLOCK_BOOTTIME`.
+    walked_ns: u64,
+    /// Of processes that are not in the table yet, with the number of reads since.
+    creators: HashMap<ProcessId, (ProcessId, u8)>,
+    /// Processes that are only counted together: in this window.
+    overflow: u64,
+    /// The kernel's own count since loading.
+    kernel_overflow: u64,
+    exit_record_missing: u64,
+    recent: Recent,
+}
+
+/// Information on processes that left the table, of the last ones.
+#[derive(Debug, Default)]
+struct Recent {
+    infos: HashMap<ProcessId, ProcessInfo>,
+    order: VecDeque<ProcessId>,
+}
+
+impl Recent {
+    const MAX: usize = 8192;
+
+    fn keep(&mut self, id: ProcessId, info: ProcessInfo) {
+        if self.infos.insert(id, info).is_none() {
+            self.order.push_back(id);
+        }
+        if self.order.len() > Self::MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.infos.remove(&oldest);
+        }
+    }
+}
+
+impl ProcessTable {
+    /// A table with at most this many rows of ended processes per window.
+    pub(super) fn new(max_exited: usize, admits_late: bool, sees_all: bool) -> Self {
+        Self {
+            entries: Vec::new(),
+            ids: Vec::new(),
+            max_exited,
+            exited_rows: 0,
+            admits_late,
+            sees_all,
+            began_ns: None,
+            walked_ns: 0,
+            creators: HashMap::new(),
+            overflow: 0,
+            kernel_overflow: 0,
+            exit_record_missing: 0,
+            recent: Recent::default(),
+        }
+    }
+
+    /// The places of the processes in every column.
+    pub(super) fn ids(&self) -> &[ProcessId] {
+        &self.ids
+    }
+
+    /// Processes of the window that ended without a final record: a loss.
+    pub(super) fn exit_record_missing(&self) -> u64 {
+        self.exit_record_missing
+    }
+
+    /// Ended processes of the window without a row.
+    pub(super) fn overflow(&self) -> u64 {
+        self.overflow
+    }
+
+    /// Processes with a row in the window, by their place, in ascending order of id.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (usize, ProcessId, ProcessInfo)> + '_ {
+        let has_row = |entry: &Entry| match entry.phase {
+            Phase::Ended { has_row, .. } => has_row,
+            Phase::Alive | Phase::Vanished { .. } => true,
+        };
+        let rows = self.entries.iter().enumerate().filter(move |(_, entry)| has_row(entry));
+        rows.map(|(index, entry)| (index, entry.id, entry.info))
+    }
+
+    /// What is known of a process that may have ended a while ago.
+    pub(super) fn info(&self, id: ProcessId) -> ProcessInfo {
+        match self.ids.binary_search(&id) {
+            Ok(index) => self.entries[index].info,
+            Err(_) => self.recent.infos.get(&id).copied().unwrap_or_else(|| {
+                let mut unknown = ProcessInfo::default();
+                unknown.exited = true;
+                unknown
+            }),
+        }
+    }
+
+    /// Takes in a read; returns the final records that the kernel can delete.
+    ///
+    /// # Errors
+    /// A record is invalid. Counters that were reported stay as they are.
+    pub(super) fn update(
+        &mut self,
+        observed: Observed<'_>,
+        walk: &WalkTimes,
+        columns: &mut [(u64, Box<dyn Column>)],
+    ) -> Result<Vec<ProcessKey>> {
+        let began_ns = *self.began_ns.get_or_insert(walk.boottime_ns);
+        for (process, creator) in observed.creators {
+            self.creators.insert(process.id(), (creator.id(), 0));
+        }
+        let is_first = self.walked_ns == 0;
+        // What began after the walk did is of the next window.
+        let in_time = |id: &ProcessId| id.start_time_ns <= walk.boottime_ns;
+        let ends = || {
+            let ends = observed.ends.iter().filter(|end| in_time(&end.id));
+            ends.filter(|end| !is_first && end.id.start_time_ns >= began_ns)
+        };
+        let walked = observed.walked.processes.iter().filter(|(id, _)| in_time(id)).copied();
+        let (from, seen) = self.merge(walked, ends().map(|end| end.id), walk.monotonic_ns);
+        let came_late = |id: &ProcessId, walked_ns| {
+            self.admits_late && !is_first && id.start_time_ns + STARTING_NS < walked_ns
+        };
+        let late: Vec<usize> = (from.iter().enumerate())
+            .filter(|(index, from)| from.is_none() && came_late(&self.ids[*index], self.walked_ns))
+            .map(|(index, _)| index)
+            .collect();
+        columns.iter_mut().for_each(|(_, column)| column.place(&from));
+
+        self.dispatch(observed.walked, observed.buffer, walk, columns)?;
+        let infos: Vec<_> = self.entries.iter().map(|entry| entry.info).collect();
+        let hidden = observed.hidden.iter().filter_map(|id| self.ids.binary_search(id).ok());
+        let hidden: Vec<_> = hidden.collect();
+        let view = WalkView { ids: &self.ids, infos: &infos, seen: &seen, hidden: &hidden };
+        columns.iter_mut().try_for_each(|(_, column)| column.end_walk(walk, &view))?;
+        for &index in late.iter().filter(|&&index| seen[index]) {
+            columns.iter_mut().for_each(|(_, column)| column.start_here(index));
+        }
+
+        let mut gone = self.take_ends(observed.ends, began_ns, &seen, &late, walk, columns);
+        self.take_overflow(observed.overflow, observed.ends, columns);
+        gone.extend(self.time_out(observed.ends, walk.monotonic_ns, columns));
+        self.walked_ns = walk.boottime_ns;
+        self.creators.retain(|_, (_, reads)| {
+            *reads += 1;
+            *reads < 3
+        });
+        Ok(gone)
+    }
+
+    /// Makes an entry for every process of the walk, of the table and of the final records.
+    /// Returns where the cells come from, and which entries the walk showed.
+    fn merge(
+        &mut self,
+        walked: impl Iterator<Item = (ProcessId, ProcessInfo)>,
+        ends: impl Iterator<Item = ProcessId>,
+        now_ns: u64,
+    ) -> (Vec<Option<usize>>, Vec<bool>) {
+        let before = std::mem::take(&mut self.entries);
+        let mut before = before.into_iter().enumerate().peekable();
+        let (mut walked, mut ends) = (walked.peekable(), ends.peekable());
+        let (mut from, mut seen) = (Vec::new(), Vec::new());
+        loop {
+            let ids = [
+                before.peek().map(|(_, entry)| entry.id),
+                walked.peek().map(|(id, _)| *id),
+                ends.peek().copied(),
+            ];
+            let Some(id) = ids.into_iter().flatten().min() else { break };
+            let known = before.next_if(|(_, entry)| entry.id == id);
+            let alive = walked.next_if(|(walked, _)| *walked == id);
+            while ends.next_if(|end| *end == id).is_some() {}
+            from.push(known.as_ref().map(|(index, _)| *index));
+            seen.push(alive.is_some());
+            let mut entry = known.map(|(_, entry)| entry).unwrap_or_else(|| Entry {
+                id,
+                info: ProcessInfo::default(),
+                phase: Phase::Vanished { since_ns: now_ns },
+            });
+            match (alive, entry.phase) {
+                (Some((_, info)), _) => {
+                    let creator = entry.info.creator;
+                    entry.info = info;
+                    entry.info.creator = creator;
+                    entry.phase = Phase::Alive;
+                }
+                (None, Phase::Alive) => entry.phase = Phase::Vanished { since_ns: now_ns },
+                (None, _) => {}
+            }
+            if let Some((creator, _)) = self.creators.remove(&id) {
+                entry.info.creator = Some(creator);
+            }
+            self.entries.push(entry);
+        }
+        self.ids.clear();
+        self.ids.extend(self.entries.iter().map(|entry| entry.id));
+        (from, seen)
+    }
+
+    /// Gives the records of a walk to the columns.
+    fn dispatch(
+        &self,
+        walked: &Walked,
+        buffer: &RecordBuffer,
+        walk: &WalkTimes,
+        columns: &mut [(u64, Box<dyn Column>)],
+    ) -> Result<()> {
+        for &record in &walked.system {
+            if let Some(column) = find(columns, record.head.section) {
+                column.system_record(record.head, buffer.get(record), walk)?;
+            }
+        }
+        let mut next = 0;
+        for task in &walked.tasks {
+            let index = match self.ids.get(next) {
+                Some(id) if task.is_leader && *id == task.process => next,
+                _ => match self.ids.binary_search(&task.process) {
+                    Ok(index) => index,
+                    Err(_) => continue, // its leader is gone: it is being released
+                },
+            };
+            if task.is_leader {
+                next = index + 1;
+            }
+            let about = Task {
+                process: task.process,
+                index,
+                is_leader: task.is_leader,
+                thread: task.thread,
+                address: task.address,
+                comm: task.comm,
+                cgroup_id: task.cgroup_id,
+            };
+            for &record in &walked.records[task.records.clone()] {
+                if let Some(column) = find(columns, record.head.section) {
+                    column.task_record(&about, record.head, buffer.get(record), walk)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in final records; returns those that are done with.
+    fn take_ends(
+        &mut self,
+        ends: &[End],
+        began_ns: u64,
+        seen: &[bool],
+        late: &[usize],
+        walk: &WalkTimes,
+        columns: &mut [(u64, Box<dyn Column>)],
+    ) -> Vec<ProcessKey> {
+        let mut gone = Vec::new();
+        for end in ends {
+            let is_released = end.record.flags & ended_flags::RELEASED != 0;
+            let Ok(index) = self.ids.binary_search(&end.id) else {
+                // It ended before the first walk, or began after this one.
+                if is_released && (end.id.start_time_ns < began_ns || self.walked_ns == 0) {
+                    gone.push(end.key);
+                }
+                continue;
+            };
+            if seen[index] {
+                continue; // a zombie, or it ended after the walk had passed
+            }
+            let before = self.entries[index].phase;
+            // beyond the rows of this window: nothing more is shown of it
+            let mut is_complete = true;
+            for (_, column) in columns.iter_mut() {
+                is_complete &= column.ended(index, end, walk);
+                if late.contains(&index) {
+                    column.start_here(index);
+                }
+            }
+            let is_final = is_released && is_complete;
+            let entry = &mut self.entries[index];
+            entry.info = info_at_end(&entry.info, end);
+            let since_ns = match before {
+                Phase::Vanished { since_ns } | Phase::Ended { since_ns, .. } => since_ns,
+                Phase::Alive => walk.monotonic_ns,
+            };
+            let had_row = matches!(before, Phase::Ended { has_row: true, .. });
+            let was_ended = matches!(before, Phase::Ended { .. });
+            entry.phase = Phase::Ended { since_ns, has_row: had_row, is_final };
+            let has_usage = columns.iter().any(|(_, column)| column.has_usage(index));
+            if !had_row && (!was_ended || has_usage) {
+                self.show_ended(index, columns);
+            }
+            if is_final {
+                gone.push(end.key);
+            }
+        }
+        gone
+    }
+
+    /// Gives an ended process a row, if there is room; else it is counted with others.
+    fn show_ended(&mut self, index: usize, columns: &mut [(u64, Box<dyn Column>)]) {
+        if self.exited_rows < self.max_exited {
+            self.exited_rows += 1;
+            if let Phase::Ended { has_row, .. } = &mut self.entries[index].phase {
+                *has_row = true;
+            }
+        } else {
+            self.overflow += 1;
+            columns.iter_mut().for_each(|(_, column)| column.fold(index));
+        }
+    }
+
+    /// Takes in what the kernel counted of processes that `ended` had no room for.
+    ///
+    /// A process known before is among them if it is gone without a final record. What is
+    /// known of it keeps its own row and leaves the sum, which has all that it ever used.
+    fn take_overflow(
+        &mut self,
+        overflow: &[ProcessOverflowRecord],
+        ends: &[End],
+        columns: &mut [(u64, Box<dyn Column>)],
+    ) {
+        let now: u64 = overflow.iter().map(|record| record.processes).sum();
+        let mut unmatched = now.saturating_sub(self.kernel_overflow);
+        self.kernel_overflow = now;
+        columns.iter_mut().for_each(|(_, column)| column.overflow(overflow));
+        self.overflow += unmatched;
+        if unmatched == 0 {
+            return;
+        }
+        let awaited: HashSet<_> = ends.iter().map(|end| end.id).collect();
+        for index in 0..self.entries.len() {
+            let entry = &self.entries[index];
+            let Phase::Vanished { since_ns } = entry.phase else { continue };
+            if unmatched == 0 || awaited.contains(&entry.id) {
+                continue;
+            }
+            unmatched -= 1;
+            self.overflow -= 1;
+            columns.iter_mut().for_each(|(_, column)| column.subtract_from_overflow(index));
+            self.settle(index, since_ns, columns);
+        }
+    }
+
+    /// Settles processes of which nothing more will come, with the best that is known.
+    /// Returns final records to be deleted.
+    fn time_out(
+        &mut self,
+        ends: &[End],
+        now_ns: u64,
+        columns: &mut [(u64, Box<dyn Column>)],
+    ) -> Vec<ProcessKey> {
+        let mut gone = Vec::new();
+        for index in 0..self.entries.len() {
+            let Entry { id, phase, .. } = self.entries[index];
+            match phase {
+                Phase::Vanished { since_ns } if is_overdue(since_ns, now_ns) => {
+                    self.exit_record_missing += 1;
+                    self.settle(index, since_ns, columns);
+                }
+                Phase::Ended { since_ns, has_row, is_final: false }
+                    if is_overdue(since_ns, now_ns) =>
+                {
+                    let end = ends.binary_search_by_key(&id, |end| end.id).map(|at| &ends[at]);
+                    // In another PID namespace it may still wait to be reaped.
+                    let is_waiting = end.is_ok_and(|end| {
+                        end.record.flags & ended_flags::RELEASED != 0
+                            || end.settled.is_some_and(|settled| settled.threads > 0)
+                    });
+                    if is_waiting || !self.sees_all {
+                        continue;
+                    }
+                    // Its release was not seen. If its counters were read after it was
+                    // unhashed they are complete all the same.
+                    if end.is_ok_and(|end| end.settled.is_none()) {
+                        self.exit_record_missing += 1;
+                    }
+                    self.entries[index].phase =
+                        Phase::Ended { since_ns, has_row, is_final: true };
+                    gone.push(end.map_or(id.into(), |end| end.key));
+                }
+                _ => {}
+            }
+        }
+        gone
+    }
+
+    fn settle(&mut self, index: usize, since_ns: u64, columns: &mut [(u64, Box<dyn Column>)]) {
+        let entry = &mut self.entries[index];
+        entry.info.exited = true;
+        entry.phase = Phase::Ended { since_ns, has_row: false, is_final: true };
+        self.show_ended(index, columns);
+    }
+
+    /// Starts a new window. Returns the processes that have left the table.
+    pub(super) fn rebase(&mut self, columns: &mut [(u64, Box<dyn Column>)]) -> Vec<ProcessKey> {
+        self.exited_rows = 0;
+        self.overflow = 0;
+        self.exit_record_missing = 0;
+        let (mut from, mut gone) = (Vec::with_capacity(self.entries.len()), Vec::new());
+        let mut index = 0;
+        self.entries.retain_mut(|entry| {
+            let at = index;
+            index += 1;
+            match &mut entry.phase {
+                Phase::Ended { is_final: true, .. } => {
+                    self.recent.keep(entry.id, entry.info);
+                    gone.push(entry.id.into());
+                    return false;
+                }
+                Phase::Ended { has_row, .. } => *has_row = false,
+                Phase::Alive | Phase::Vanished { .. } => {}
+            }
+            from.push(Some(at));
+            true
+        });
+        if !gone.is_empty() {
+            self.ids.clear();
+            self.ids.extend(self.entries.iter().map(|entry| entry.id));
+            columns.iter_mut().for_each(|(_, column)| column.place(&from));
+        }
+        gone
+    }
+}
+
+fn is_overdue(since_ns: u64, now_ns: u64) -> bool {
+    now_ns.saturating_sub(since_ns) > RELEASE_TIMEOUT_NS
+}
+
+/// What is known of a process after its end. A record of an exit that was not seen says
+/// little.
+fn info_at_end(known: &ProcessInfo, end: &End) -> ProcessInfo {
+    let mut info = end.record.info.info();
+    info.parent = info.parent.or(known.parent);
+    info.creator = known.creator;
+    info.uid = info.uid.or(known.uid);
+    info.cgroup_id = info.cgroup_id.or(known.cgroup_id);
+    info.kernel_thread |= known.kernel_thread;
+    info.nice = info.nice.or(known.nice);
+    info.policy = info.policy.or(known.policy);
+    info.last_cpu = info.last_cpu.or(known.last_cpu);
+    if info.comm.as_bytes().is_empty() {
+        info.comm = known.comm;
+    }
+    if info.namespace_pid == 0 {
+        info.namespace_pid = known.namespace_pid;
+    }
+    info.threads = end.record.threads;
+    info.state = crate::process::ProcessState::Dead;
+    info.exited = true;
+    info
+}
+
+fn find(columns: &mut [(u64, Box<dyn Column>)], section: u16) -> Option<&mut dyn Column> {
+    let column = columns.iter_mut().find(|(_, column)| column.section() == section)?;
+    Some(&mut *column.1)
+}

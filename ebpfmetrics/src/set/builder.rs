@@ -1,0 +1,201 @@
+use super::ProbeSet;
+use crate::{
+    collect::{
+        Filter,
+        collector::Collector,
+        engine::{self, Engine, Options},
+    },
+    error::{Error, ErrorKind, Result},
+    kernel::{Kernel, checks},
+    process::CgroupHierarchy,
+};
+
+/// Options of a [`ProbeSet`].
+#[derive(Clone, Debug, Default)]
+#[must_use = "nothing is loaded until build()"]
+pub struct ProbeSetBuilder {
+    options: SetOptions,
+}
+
+impl ProbeSetBuilder {
+    /// Selects which processes the set measures; every process by default.
+    pub fn filter(mut self, filter: Filter) -> Self {
+        self.options.0.filter = filter;
+        self
+    }
+
+    /// The hierarchy that cgroup ids belong to; [`CgroupHierarchy::mounted`] by default.
+    pub fn cgroup_hierarchy(mut self, hierarchy: CgroupHierarchy) -> Self {
+        self.options.0.cgroup_hierarchy = Some(hierarchy);
+        self
+    }
+
+    /// How many ended processes have a row of their own per window; those beyond are counted
+    /// together. 8,192 by default.
+    pub fn max_exited(mut self, processes: u32) -> Self {
+        self.options.0.max_exited = processes;
+        self
+    }
+
+    /// How many ended processes the kernel keeps until they are read, including processes that
+    /// have lost a thread and children that nobody has waited for. Those beyond are counted
+    /// together, and as the loss `ended_table_full`. 32,768 by default.
+    ///
+    /// Kernel memory is allocated as processes end: 0.9 KiB each, and 16 bytes per entry in
+    /// any case.
+    pub fn max_ended(mut self, processes: u32) -> Self {
+        self.options.0.max_ended = processes;
+        self
+    }
+
+    /// Loads and attaches the set. Its first window starts here.
+    ///
+    /// # Errors
+    /// What the machine lacks, by [`ErrorKind`]; the text says how to fix it.
+    pub fn build(self) -> Result<ProbeSet> {
+        let kernel = super::read_kernel()?;
+        self.build_on(&kernel)
+    }
+
+    /// As [`build`](Self::build), with the description of the kernel at hand.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_on(self, kernel: &Kernel) -> Result<ProbeSet> {
+        let engine = Engine::load(self.options.0, kernel);
+        let engine =
+            engine.map_err(|error| checks::explain(error, "set", &engine::requirements()))?;
+        Ok(ProbeSet { engine })
+    }
+
+    pub(super) fn from_options(options: SetOptions) -> Self {
+        Self { options }
+    }
+}
+
+/// Options of the set that a single probe is loaded into: a field of the probe's builder, set
+/// by the methods that [`probe_builder!`](crate::probe_builder) adds.
+#[derive(Clone, Debug, Default)]
+pub struct SetOptions(pub(super) Options);
+
+impl SetOptions {
+    #[doc(hidden)]
+    pub fn set_filter(&mut self, filter: Filter) {
+        self.0.filter = filter;
+    }
+
+    #[doc(hidden)]
+    pub fn set_cgroup_hierarchy(&mut self, hierarchy: CgroupHierarchy) {
+        self.0.cgroup_hierarchy = Some(hierarchy);
+    }
+
+    #[doc(hidden)]
+    pub fn set_max_exited(&mut self, processes: u32) {
+        self.0.max_exited = processes;
+    }
+
+    #[doc(hidden)]
+    pub fn set_max_ended(&mut self, processes: u32) {
+        self.0.max_ended = processes;
+    }
+
+    /// Refuses options that belong to the set.
+    pub(super) fn check_default(&self) -> Result<()> {
+        let default = Options::default();
+        let Options { filter, cgroup_hierarchy, max_exited, max_ended } = &self.0;
+        let differs = [
+            ("filter", *filter != default.filter),
+            ("cgroup_hierarchy", *cgroup_hierarchy != default.cgroup_hierarchy),
+            ("max_exited", *max_exited != default.max_exited),
+            ("max_ended", *max_ended != default.max_ended),
+        ];
+        match differs.into_iter().find(|(_, differs)| *differs) {
+            None => Ok(()),
+            Some((option, _)) => {
+                let text = format!(
+                    "{option} is an option of the set: pass it to ProbeSet::builder(), not to the \
+                     builder of a probe that is added"
+                );
+                Err(Error::new(ErrorKind::InvalidOption, text))
+            }
+        }
+    }
+}
+
+/// The options of a probe, from which it is loaded: alone by its `load()`, or into a set by
+/// [`ProbeSet::add`].
+pub trait ProbeBuilder: Sized {
+    /// What the probe is.
+    type Collector: Collector<Options = Self>;
+
+    /// The options of the set that a single probe is loaded into.
+    fn set_options(&mut self) -> Option<&mut SetOptions>;
+}
+
+/// Implements [`ProbeBuilder`](crate::kit::ProbeBuilder) for the builder of a collector, with
+/// the methods that all builders have: `filter`, `cgroup_hierarchy`, `max_exited`,
+/// `max_ended`, `load` and `load_on`. The struct has a field `set` of type
+/// [`SetOptions`](crate::kit::SetOptions).
+#[macro_export]
+macro_rules! probe_builder {
+    ($builder:ty, $collector:ty) => {
+        impl $crate::kit::ProbeBuilder for $builder {
+            type Collector = $collector;
+
+            fn set_options(&mut self) -> Option<&mut $crate::kit::SetOptions> {
+                Some(&mut self.set)
+            }
+        }
+
+        impl $builder {
+            /// Selects which processes the probe measures; every process by default. An option
+            /// of the set if the probe is added to one.
+            pub fn filter(mut self, filter: $crate::Filter) -> Self {
+                self.set.set_filter(filter);
+                self
+            }
+
+            /// The hierarchy that cgroup ids belong to; the one that is mounted by default. An
+            /// option of the set if the probe is added to one.
+            pub fn cgroup_hierarchy(mut self, hierarchy: $crate::process::CgroupHierarchy) -> Self {
+                self.set.set_cgroup_hierarchy(hierarchy);
+                self
+            }
+
+            /// How many ended processes have a row of their own per window; those beyond are
+            /// counted together. 8,192 by default. An option of the set if the probe is added
+            /// to one.
+            pub fn max_exited(mut self, processes: u32) -> Self {
+                self.set.set_max_exited(processes);
+                self
+            }
+
+            /// How many ended processes the kernel keeps until they are read, see
+            /// [`ProbeSetBuilder::max_ended`](ebpfmetrics::ProbeSetBuilder::max_ended). 32,768
+            /// by default. An option of the set if the probe is added to one.
+            pub fn max_ended(mut self, processes: u32) -> Self {
+                self.set.set_max_ended(processes);
+                self
+            }
+
+            /// Loads and attaches the probe by itself. Its first window starts here.
+            ///
+            /// # Errors
+            /// What the machine lacks, by `ErrorKind`; the text says how to fix it.
+            pub fn load(self) -> $crate::Result<$crate::kit::Single<$collector>> {
+                $crate::kit::Single::load(self)
+            }
+
+            /// As [`load`](Self::load), with the description of the kernel at hand.
+            ///
+            /// # Errors
+            /// As [`load`](Self::load).
+            pub fn load_on(
+                self,
+                kernel: &$crate::Kernel,
+            ) -> $crate::Result<$crate::kit::Single<$collector>> {
+                $crate::kit::Single::load_on(self, kernel)
+            }
+        }
+    };
+}

@@ -1,0 +1,183 @@
+//! Sets of probes, and single probes.
+
+mod builder;
+mod single;
+
+use std::fmt;
+
+pub use builder::{ProbeBuilder, ProbeSetBuilder, SetOptions};
+pub use single::Single;
+
+use crate::{
+    collect::{
+        collector::{Collector, Read},
+        engine::Engine,
+    },
+    error::Result,
+    kernel::{Kernel, checks},
+    probe::{Cost, Health, Probe},
+    process::{CgroupHierarchy, ProcessId},
+    snapshot::{Handle, Snapshot, Usage},
+};
+
+/// The handle of a builder's probe.
+pub type HandleOf<B> = Handle<
+    <<B as ProbeBuilder>::Collector as Collector>::Usage,
+    <<B as ProbeBuilder>::Collector as Collector>::System,
+>;
+
+/// Several probes that are read together: one window, one walk over all tasks, one row per
+/// process.
+///
+/// Probes can be added and removed while the set runs. Adding or removing a probe does not
+/// change the window or the counters of the others.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use ebpfmetrics::{CpuProbe, MemProbe, Probe, ProbeSet};
+///
+/// let mut probes = ProbeSet::new()?;
+/// let cpu = probes.add(CpuProbe::builder())?;
+/// let mem = probes.add(MemProbe::builder())?;
+/// std::thread::sleep(Duration::from_secs(1));
+/// let snapshot = probes.reset()?;
+/// for process in snapshot.processes() {
+///     println!(
+///         "{} {} {:.1} % {:?}",
+///         process.id,
+///         process.info.comm,
+///         process[cpu].percent_of_one_cpu(snapshot.window),
+///         process[mem].resident_peak_bytes,
+///     );
+/// }
+/// probes.remove(mem)?;
+/// # Ok::<(), ebpfmetrics::Error>(())
+/// ```
+///
+/// A set without probes lists the processes.
+///
+/// * **Source**: a BPF iterator over all tasks; the tracepoints `sched_process_fork`,
+///   `sched_process_exit` and `sched_process_free`, however many probes the set has.
+/// * **Kernel**: Linux 5.10 with BTF.
+/// * **Capabilities**: `CAP_BPF` and `CAP_PERFMON`, or root.
+/// * **Kernel memory**: up to 0.9 KiB per process that has ended since the last read, see
+///   [`max_ended`](ProbeSetBuilder::max_ended).
+#[must_use = "dropping it detaches the probes"]
+pub struct ProbeSet {
+    engine: Engine,
+}
+
+impl ProbeSet {
+    /// A set of all processes, without probes.
+    ///
+    /// # Errors
+    /// What the machine lacks, by [`ErrorKind`](crate::ErrorKind); the text says how to fix it.
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// A set with options.
+    pub fn builder() -> ProbeSetBuilder {
+        ProbeSetBuilder::default()
+    }
+
+    /// Loads and attaches a probe. It counts from here on; its first window ends with that of
+    /// the set.
+    ///
+    /// # Errors
+    /// The options are invalid, the set has a built-in probe of this kind, or the machine
+    /// lacks something. The set then stays as it was.
+    pub fn add<B: ProbeBuilder>(&mut self, probe: B) -> Result<HandleOf<B>> {
+        let kernel = read_kernel()?;
+        self.add_on(probe, &kernel)
+    }
+
+    /// As [`add`](Self::add), with the description of the kernel at hand.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn add_on<B: ProbeBuilder>(&mut self, mut probe: B, kernel: &Kernel) -> Result<HandleOf<B>> {
+        if let Some(options) = probe.set_options() {
+            options.check_default()?;
+        }
+        let added = self.engine.add::<B::Collector>(probe, kernel);
+        added.map_err(|error| checks::explain(error, B::Collector::NAME, &B::Collector::requirements()))
+    }
+
+    /// Detaches a probe and frees its maps. Its figures since the last reset are lost.
+    ///
+    /// # Errors
+    /// The probe is not in this set; the kernel refuses to load the programs of the remaining
+    /// probes, which then stay as they were.
+    pub fn remove<U, S>(&mut self, probe: Handle<U, S>) -> Result<()> {
+        let kernel = read_kernel()?;
+        self.engine.remove(probe.id(), &kernel)
+    }
+
+    /// Names of the probes, in the order in which they were added.
+    pub fn probes(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.engine.probes()
+    }
+
+    /// The hierarchy that cgroup ids belong to.
+    pub fn cgroup_hierarchy(&self) -> &CgroupHierarchy {
+        self.engine.cgroup_hierarchy()
+    }
+
+    /// Usage of a process from its start to its end, by one probe: for a process that
+    /// [`Events`](crate::Events) reports as exited. Figures that the probe itself counts begin
+    /// when the probe is loaded.
+    ///
+    /// `None` if the process has not been released, or if a snapshot has been taken since,
+    /// whose row then has its usage.
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    pub fn final_usage<U: Usage, S>(
+        &self,
+        probe: Handle<U, S>,
+        process: ProcessId,
+    ) -> Result<Option<U>> {
+        self.engine.final_usage(probe.id(), process)
+    }
+
+    pub(crate) fn collector<C: Collector>(
+        &self,
+        probe: Handle<C::Usage, C::System>,
+    ) -> Option<&C> {
+        self.engine.collector(probe.id())
+    }
+}
+
+impl Probe for ProbeSet {
+    type Snapshot = Snapshot;
+
+    fn snapshot(&mut self) -> Result<Snapshot> {
+        self.engine.snapshot(Read::Snapshot)
+    }
+
+    fn reset(&mut self) -> Result<Snapshot> {
+        self.engine.snapshot(Read::Reset)
+    }
+
+    fn health(&self) -> Result<Health> {
+        self.engine.health()
+    }
+
+    fn cost(&self) -> Result<Cost> {
+        self.engine.cost()
+    }
+}
+
+impl fmt::Debug for ProbeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProbeSet")
+            .field("probes", &self.probes().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reads the description of the kernel; an error says what the machine lacks.
+fn read_kernel() -> Result<Kernel> {
+    Kernel::read().map_err(|error| checks::explain(error, "set", &crate::collect::engine::requirements()))
+}
