@@ -200,8 +200,9 @@ impl<C: Collector> Column for TypedColumn<C> {
 
     fn place(&mut self, from: &[Option<usize>]) {
         let mut before: Vec<_> = std::mem::take(&mut self.cells).into_iter().map(Some).collect();
-        let cell = |from: &Option<usize>| from.and_then(|from| before[from].take());
-        self.cells = from.iter().map(cell).map(Option::unwrap_or_default).collect();
+        // a probe that was just added has no cells yet
+        let mut cell = |from: &Option<usize>| before.get_mut((*from)?)?.take();
+        self.cells = from.iter().map(|from| cell(from).unwrap_or_default()).collect();
         self.readings.clear();
         self.readings.resize_with(self.cells.len(), Reading::default);
     }
