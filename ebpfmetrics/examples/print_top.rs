@@ -1,0 +1,188 @@
+//! Shows what every process does with CPUs, memory and disks: as a live table like `top`, or
+//! as one JSON object per interval.
+//!
+//! ```text
+//! cargo run --release --example print_top -- --interval 500ms --sort wait
+//! cargo run --release --example print_top -- --probes cpu,mem --sort rss --limit 20
+//! cargo run --release --example print_top -- --json --count 3
+//! cargo run --release --example print_top -- --watch -- make -j4
+//! ```
+//!
+//! It needs `CAP_BPF` and `CAP_PERFMON`, or root. Percentages of a process are of one CPU.
+//! Memory is in MiB: RSS at the end of the interval, PEAK within it. RD/s and WR/s are MiB per
+//! second. With `--watch` the output of the command goes to standard error, and the exit code
+//! is that of the command.
+
+#[path = "print_top/json.rs"]
+mod json;
+#[path = "print_top/table.rs"]
+mod table;
+
+use std::{
+    io::{self, IsTerminal, Write, stderr, stdout},
+    os::unix::process::ExitStatusExt,
+    process::{self, Command, ExitCode, ExitStatus},
+    thread,
+};
+
+use clap::{Parser, ValueEnum};
+use crossbeam_channel::{Receiver, bounded, never, select, tick};
+use ebpfmetrics::{
+    CpuProbe, Filter, Kernel, Probe, ProbeSet, Snapshot, kit::HandleOf, process::CgroupHierarchy,
+};
+#[cfg(any())] // MERGE
+use ebpfmetrics::{DiskProbe, MemProbe};
+
+/// Shows what every process does with CPUs, memory and disks, measured in the kernel
+#[derive(Parser)]
+#[command(name = "print_top", version)]
+struct Options {
+    /// Time between two tables, such as 500ms or 2s
+    #[arg(long, default_value = "1s")]
+    interval: humantime::Duration,
+    /// Stop after N intervals
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Probes to load
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "cpu,mem,disk")]
+    probes: Vec<Kind>,
+    /// Sort by a column: its name without % and /s
+    #[arg(long, value_name = "COLUMN", default_value = "cpu", value_parser = table::column)]
+    sort: usize,
+    /// Show at most N rows
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Measure only this process; can be repeated
+    #[arg(long, value_name = "PID")]
+    pid: Vec<u32>,
+    /// Measure only this process and its descendants
+    #[arg(long, value_name = "PID", conflicts_with = "pid")]
+    tree: Option<u32>,
+    /// Run a command; measure it and everything it starts, until it ends
+    #[arg(long, requires = "command", conflicts_with_all = ["pid", "tree", "count"])]
+    watch: bool,
+    /// The command to run
+    #[arg(last = true, requires = "watch")]
+    command: Vec<String>,
+    /// Show cgroups; with cgroup v1, CONTROLLER selects the hierarchy
+    #[arg(long, value_name = "CONTROLLER", num_args = 0..=1, require_equals = true)]
+    cgroup: Option<Option<String>>,
+    /// Print one line of JSON per interval
+    #[arg(long, conflicts_with_all = ["cgroup", "sort", "limit"])]
+    json: bool,
+    /// Report what the probes need and whether this machine has it, and exit
+    #[arg(long)]
+    preflight: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Cpu,
+    Mem,
+    Disk,
+}
+
+/// Handles of the probes that are loaded.
+#[derive(Clone, Copy)]
+struct Handles {
+    cpu: Option<HandleOf<ebpfmetrics::cpu::CpuProbeBuilder>>,
+    #[cfg(any())] // MERGE
+    mem: Option<HandleOf<ebpfmetrics::mem::MemProbeBuilder>>,
+    #[cfg(any())] // MERGE
+    disk: Option<HandleOf<ebpfmetrics::disk::DiskProbeBuilder>>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    match run(&options) {
+        Ok(code) => code,
+        // such as `print_top | head`
+        Err(error) if error.downcast_ref().is_some_and(closed) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(stderr(), "print_top: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn load(options: &Options) -> ebpfmetrics::Result<(ProbeSet, Handles)> {
+    let filter = match options.tree {
+        // The command will be a child of this process: nothing that it does is missed.
+        _ if options.watch => Filter::tree(process::id()),
+        Some(root) => Filter::tree(root),
+        None if options.pid.is_empty() => Filter::All,
+        None => Filter::processes(options.pid.iter().copied()),
+    };
+    let mut builder = ProbeSet::builder().filter(filter);
+    if let Some(Some(controller)) = &options.cgroup {
+        builder = builder.cgroup_hierarchy(CgroupHierarchy::controller(controller));
+    }
+    let kernel = Kernel::read()?;
+    let mut set = builder.build_on(&kernel)?;
+    let wants = |kind| options.probes.contains(&kind);
+    let handles = Handles {
+        cpu: wants(Kind::Cpu).then(|| set.add_on(CpuProbe::builder(), &kernel)).transpose()?,
+        #[cfg(any())] // MERGE
+        mem: wants(Kind::Mem).then(|| set.add_on(MemProbe::builder(), &kernel)).transpose()?,
+        #[cfg(any())] // MERGE
+        disk: wants(Kind::Disk).then(|| set.add_on(DiskProbe::builder(), &kernel)).transpose()?,
+    };
+    set.reset()?; // the same window for all probes
+    Ok((set, handles))
+}
+
+fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    if options.preflight {
+        let preflight = ebpfmetrics::preflight();
+        writeln!(stdout(), "{preflight}")?;
+        return Ok(preflight.require().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS));
+    }
+    let (stop, stopped) = bounded(1);
+    ctrlc::set_handler(move || {
+        if stop.try_send(()).is_err() {
+            process::exit(130); // the second time: the first waits for the output
+        }
+    })?;
+    let (mut set, handles) = load(options)?;
+    let intervals = options.count.unwrap_or(u64::MAX);
+    let live = intervals > 1 && !options.json && !options.watch && stdout().is_terminal();
+    let mut table = table::Table::new(options, handles, &set)?;
+    let mut show = |snapshot: Snapshot| match options.json {
+        true => json::print(&snapshot, options),
+        false => Ok(table.print(&snapshot, live)?),
+    };
+    let ended = match options.command.split_first() {
+        Some((program, arguments)) => start(Command::new(program).args(arguments))?,
+        None => never(),
+    };
+    let ticks = tick(options.interval.into());
+    for _ in 0..intervals {
+        select! {
+            recv(ticks) -> _ => show(set.reset()?)?,
+            recv(ended) -> status => {
+                show(set.reset()?)?;
+                let status = status??;
+                let code = status.code().or(status.signal().map(|signal| 128 + signal));
+                return Ok(ExitCode::from(code.unwrap_or(1) as u8));
+            }
+            // a command that is watched gets the signal too
+            recv(stopped) -> _ => if !options.watch { break },
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts a command. The channel gets its exit status.
+fn start(command: &mut Command) -> anyhow::Result<Receiver<io::Result<ExitStatus>>> {
+    #[expect(unsafe_code, reason = "no safe wrapper among the dependencies")]
+    // SAFETY: SIG_DFL is no function. No other thread depends on SIGCHLD.
+    unsafe {
+        // where it is ignored, as in some supervisors, the kernel discards the exit status
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+    }
+    let mut child = command.stdout(stderr()).spawn()?;
+    let (sender, receiver) = bounded(1);
+    thread::spawn(move || sender.send(child.wait()));
+    Ok(receiver)
+}
