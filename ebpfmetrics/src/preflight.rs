@@ -1,4 +1,4 @@
-//! Whether all probes can be loaded here.
+//! Checks whether all probes can be loaded.
 
 use crate::{
     collect::{collector::Collector, engine},
@@ -8,7 +8,7 @@ use crate::{
 
 /// Reports what the machine lacks and how to fix it. It loads nothing.
 ///
-/// It works without privileges, and reports then that they are missing.
+/// It works without privileges, and then reports that they are missing.
 pub fn preflight() -> Preflight {
     preflight_for(&[
         (engine::PROCESS, engine::requirements()),

@@ -1,4 +1,4 @@
-//! What a contributor runs: `cargo xtask COMMAND`.
+//! Commands for contributors: `cargo xtask COMMAND`.
 
 mod build_bpf;
 mod public_api;
@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Contributor commands of ebpfmetrics")]
+#[command(name = "cargo xtask", about = "Commands for contributors to ebpfmetrics")]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -16,11 +16,11 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compile every BPF object from C with the pinned clang.
+    /// Compile the BPF objects and generate the Rust record types from them
     BuildBpf(build_bpf::Args),
-    /// Write the public API of each published crate to its `public-api.txt`.
+    /// Write the public API of each published crate to its public-api.txt
     PublicApi(public_api::Args),
-    /// Run the test suite on other kernels, in virtual machines.
+    /// Run the test suite on other kernels, in virtual machines
     Vm(vm::Args),
 }
 

@@ -1,7 +1,7 @@
-//! The public API of the published crates as text, so that a change of it shows in review.
+//! Writes the public API of the published crates as text, so that reviews show every change.
 //!
-//! Reads rustdoc's JSON, which only a nightly compiler writes. Its format changes now and
-//! then: the `public-api` crate in `Cargo.toml` has to match the installed nightly.
+//! It reads rustdoc's JSON, which needs a nightly compiler. The format changes occasionally: the
+//! `public-api` crate in `Cargo.toml` must match the installed nightly.
 
 use std::{
     env, fs,
@@ -17,11 +17,11 @@ const TOOLCHAIN: &str = "nightly";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Write nothing; fail with the differences if a file is not up to date.
+    /// Write nothing; print the differences and fail if a file is not up to date
     #[arg(long)]
     check: bool,
 
-    /// Succeed, with a warning, where there is no nightly compiler.
+    /// Succeed with a warning if there is no nightly compiler
     #[arg(long)]
     allow_missing_nightly: bool,
 }
@@ -29,8 +29,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     if !has_nightly() {
         let missing = format!(
-            "the public API is not checked: no {TOOLCHAIN} compiler (rustup toolchain install \
-             {TOOLCHAIN} --profile minimal)"
+            "cannot read the public API: no {TOOLCHAIN} compiler; run `rustup toolchain install \
+             {TOOLCHAIN} --profile minimal`"
         );
         ensure!(args.allow_missing_nightly, missing);
         eprintln!("warning: {missing}");
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if args.check && !different.is_empty() {
         bail!(
-            "the public API of {} has changed; if that is intended, run `cargo xtask public-api`",
+            "the public API of {} has changed; if this is intended, run `cargo xtask public-api`",
             different.join(" and ")
         );
     }
@@ -86,15 +86,15 @@ fn public_api(workspace: &Path, name: &str) -> Result<String> {
         .env("CARGO_TARGET_DIR", &target)
         .current_dir(workspace)
         .status()
-        .context("rustup")?;
-    ensure!(status.success(), "cargo rustdoc --package {name}: {status}");
+        .context("cannot run rustup")?;
+    ensure!(status.success(), "cargo rustdoc --package {name} failed: {status}");
     let json = target.join("doc").join(name.replace('-', "_")).with_extension("json");
     let api = public_api::Builder::from_rustdoc_json(&json)
         .omit_blanket_impls(true)
         .omit_auto_trait_impls(true)
         .omit_auto_derived_impls(true)
         .build()
-        .with_context(|| format!("{}: does `public-api` match this nightly?", json.display()))?;
+        .with_context(|| format!("cannot read {}: the crate `public-api` may not match this nightly", json.display()))?;
     Ok(api.items().map(|item| format!("{item}\n")).collect())
 }
 

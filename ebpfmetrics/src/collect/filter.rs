@@ -9,12 +9,12 @@ use crate::{
     record::{ProcessKey, ProcessParentRecord, filter_mode},
 };
 
-/// Selects which processes a set measures. The filter runs in the kernel: a process outside
-/// it has no row, and costs a tenth to a fifth per snapshot and at its end.
+/// Selects which processes a set measures. The filter runs in the kernel: processes outside it
+/// have no row, and cost less per snapshot and at their end.
 ///
-/// Totals of a snapshot are then those of the selected processes. Figures of the machine are
-/// not filtered: CPU times, block devices, slab allocations on idle CPUs. Cheap hooks (a
-/// context switch, a page, a slab allocation) cost as much as without a filter.
+/// Sums over a snapshot then cover the selected processes. Machine-wide figures are not filtered:
+/// CPU times, block devices, slab allocations on idle CPUs. Cheap hooks (a context switch, a
+/// page, a slab allocation) cost as much as without a filter.
 ///
 /// ```no_run
 /// use ebpfmetrics::{CpuProbe, Filter, ProbeSet};
@@ -44,9 +44,9 @@ pub enum Filter {
     /// A cgroup and the cgroups at most 15 levels below it, by its id
     /// ([`Cgroups::id`](crate::Cgroups::id)) in the hierarchy of the set.
     ///
-    /// A process that moves in is measured from then on. A process that moves out ends
-    /// here: its row is marked as exited, with what was known at the last snapshot, and is
-    /// counted as the loss `exit_record_missing`.
+    /// A process that moves in is measured from then on. A process that moves out is reported as
+    /// exited, with its usage up to the last snapshot, and is counted as the loss
+    /// `exit_record_missing`.
     Cgroup(u64),
 }
 

@@ -11,8 +11,7 @@ pub use self::tokio::IntervalStream;
 use crate::error::Result;
 pub use blocking::Intervals;
 
-/// Something that measures in windows that can be ended. Every
-/// [`Probe`](crate::Probe) is.
+/// Something that measures in windows. Every [`Probe`](crate::Probe) implements it.
 pub trait EndWindow: Send + 'static {
     /// What a window contains.
     type Snapshot: Send + 'static;

@@ -1,4 +1,4 @@
-//! What a machine must have: checks that load nothing.
+//! Checks whether the machine has what the probes need. They load nothing.
 
 use std::{collections::BTreeSet, fmt, fs};
 
@@ -7,27 +7,26 @@ use procfs::process::Process;
 use super::{BTF_PATH, Kernel, Requirements, in_initial_pid_namespace};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How much the kernel is locked down, from `/sys/kernel/security/lockdown`.
+/// Lockdown mode of the kernel, from `/sys/kernel/security/lockdown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lockdown {
-    /// Not at all, or the kernel does not say.
+    /// No lockdown, or not reported.
     None,
-    /// `integrity`: no obstacle, probes only read.
+    /// `integrity`: allows probes, which only read.
     Integrity,
-    /// `confidentiality`: eBPF may not read kernel memory.
+    /// `confidentiality`: forbids eBPF to read kernel memory.
     Confidentiality,
 }
 
-/// Whether one thing that the probes need is there.
+/// Result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
-    /// What is needed.
+    /// What was checked.
     pub what: String,
-    /// The kind of error that loading a probe fails with if it is missing;
-    /// `None` if it is there.
+    /// Kind of the error that loading a probe returns. `None` if the requirement is met.
     pub missing: Option<ErrorKind>,
-    /// What was found and, if something is missing, what to do.
+    /// What was found. If something is missing, also how to fix it.
     pub detail: String,
 }
 
@@ -41,13 +40,13 @@ impl Check {
     }
 }
 
-/// What [`preflight`] found.
+/// Results of [`preflight`](crate::preflight()).
 ///
 /// ```
 /// let preflight = ebpfmetrics::preflight();
 /// println!("{preflight}");
 /// if let Err(error) = preflight.require() {
-///     eprintln!("no measuring here: {error}");
+///     eprintln!("cannot load the probes: {error}");
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,15 +55,15 @@ pub struct Preflight {
 }
 
 impl Preflight {
-    /// Every check, in the order that they matter.
+    /// All checks. The most basic come first.
     pub fn checks(&self) -> &[Check] {
         &self.checks
     }
 
-    /// The first thing that is missing, as the error that loading would give.
+    /// Returns the first requirement that is not met, as the error that loading would return.
     ///
     /// # Errors
-    /// The kind of the first check that is not met.
+    /// A requirement is not met; the kind is that of the check.
     pub fn require(&self) -> Result<()> {
         for check in &self.checks {
             if let Some(kind) = check.missing {
@@ -86,13 +85,13 @@ impl fmt::Display for Preflight {
     }
 }
 
-/// Checks what some probes need.
+/// Checks the requirements of several probes.
 pub(crate) fn preflight_for(requirements: &[(&'static str, Requirements)]) -> Preflight {
     Facts::gather(requirements).evaluate()
 }
 
-/// The error to report when a probe cannot be loaded: what the machine lacks if it lacks
-/// something, else the error itself.
+/// Error to report if a probe cannot be loaded: what the machine lacks, or the error itself if
+/// it lacks nothing.
 pub(crate) fn explain(error: Error, probe: &'static str, requirements: &Requirements) -> Error {
     let may_lack = matches!(
         error.kind(),
@@ -109,8 +108,8 @@ pub(crate) fn explain(error: Error, probe: &'static str, requirements: &Requirem
         Err(lacking) => lacking.with_source(error),
         Ok(()) if error.kind() == ErrorKind::PermissionDenied => {
             let text = format!(
-                "{error}; the capabilities are there, so a security module or a seccomp filter \
-                 (as of container runtimes) forbids it"
+                "{error}; the capabilities are present, so a security module or a seccomp filter \
+                 (for example of a container runtime) denies it"
             );
             Error::new(ErrorKind::PermissionDenied, text).with_source(error)
         }
@@ -124,17 +123,17 @@ const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
-/// What the machine has. Gathered first and judged afterwards, so that each
-/// judgement can be tested by taking one fact away.
+/// What the machine has. Facts are gathered first and evaluated later, so that a test can
+/// evaluate a machine that lacks one of them.
 #[derive(Clone, Debug)]
 struct Facts {
     kernel_release: String,
     capabilities: Option<u64>,
     btf: bool,
     lockdown: Lockdown,
-    /// Hooks that are missing, with the probe that needs them.
+    /// Missing hooks, each with the probe that needs it.
     missing_hooks: BTreeSet<(&'static str, &'static str)>,
-    /// The limit in bytes, where the kernel charges maps to it.
+    /// Limit in bytes; `None` if the kernel does not charge maps to it.
     memlock_limit: Option<u64>,
     in_initial_pid_namespace: bool,
 }
@@ -182,8 +181,8 @@ impl Facts {
             return Check::met(WHAT, BTF_PATH);
         }
         let detail = format!(
-            "{BTF_PATH} cannot be read; use a kernel built with CONFIG_DEBUG_INFO_BTF=y, \
-             5.10 or newer, and mount /sys in a container (running: {})",
+            "cannot read {BTF_PATH}; use Linux 5.10 or newer, built with CONFIG_DEBUG_INFO_BTF=y, \
+             and mount /sys if this is a container (running kernel: {})",
             self.kernel_release
         );
         Check::missing(WHAT, ErrorKind::BtfMissing, detail)
@@ -203,7 +202,7 @@ impl Facts {
             return Check::met(WHAT, "CAP_BPF, CAP_PERFMON");
         }
         let detail = format!(
-            "missing {}; run as root, or give the program both CAP_BPF and CAP_PERFMON \
+            "missing {}; run as root, or give the program CAP_BPF and CAP_PERFMON \
              (setcap cap_bpf,cap_perfmon+ep PROGRAM; AmbientCapabilities= in a systemd unit; \
              securityContext.capabilities in Kubernetes)",
             missing.join(" and ")
@@ -215,12 +214,12 @@ impl Facts {
         const WHAT: &str = "kernel lockdown";
         match self.lockdown {
             Lockdown::None => Check::met(WHAT, "none"),
-            Lockdown::Integrity => Check::met(WHAT, "integrity (no obstacle)"),
+            Lockdown::Integrity => Check::met(WHAT, "integrity, which allows probes"),
             Lockdown::Confidentiality => Check::missing(
                 WHAT,
                 ErrorKind::Lockdown,
-                "confidentiality: eBPF may not read kernel memory; boot with \
-                 lockdown=integrity or none",
+                "confidentiality, which forbids eBPF to read kernel memory; boot with \
+                 lockdown=integrity or without lockdown",
             ),
         }
     }
@@ -230,13 +229,13 @@ impl Facts {
         const NEEDED: u64 = 64 << 20;
         let limit = self.memlock_limit?;
         Some(if limit >= NEEDED {
-            Check::met(WHAT, "limit high enough")
+            Check::met(WHAT, "the limit is high enough")
         } else if self.has(CAP_SYS_RESOURCE) {
-            Check::met(WHAT, format!("limit {limit} bytes, raised when a probe is loaded"))
+            Check::met(WHAT, format!("the limit is {limit} bytes; loading a probe raises it"))
         } else {
             let detail = format!(
                 "kernels before 5.11 charge eBPF maps to RLIMIT_MEMLOCK, which is {limit} bytes; \
-                 raise it to {NEEDED} (ulimit -l, LimitMEMLOCK=) or give CAP_SYS_RESOURCE"
+                 raise it to {NEEDED} (ulimit -l, LimitMEMLOCK=) or give the program CAP_SYS_RESOURCE"
             );
             Check::missing(WHAT, ErrorKind::MemlockLimit, detail)
         })
@@ -251,7 +250,7 @@ impl Facts {
         }
         let missing = |(probe, hook): &(&str, &str)| {
             let detail = format!(
-                "this kernel ({}) does not have it; probes need Linux 5.10 or newer",
+                "this kernel ({}) lacks it; use Linux 5.10 or newer",
                 self.kernel_release
             );
             Check::missing(format!("hook {hook} of probe {probe}"), ErrorKind::HookMissing, detail)
@@ -259,13 +258,13 @@ impl Facts {
         self.missing_hooks.iter().map(missing).collect()
     }
 
-    /// No obstacle, but good to know: the iterators show this namespace only.
+    /// Always met. Outside the initial namespace, iterators show only the own namespace.
     fn pid_namespace(&self) -> Check {
         let detail = if self.in_initial_pid_namespace {
-            "the initial one: all processes are seen"
+            "initial: all processes are visible"
         } else {
-            "not the initial one: only its processes are seen while they run; \
-             share the host's (hostPID: true, --pid=host) to see all"
+            "not the initial one: running processes of other namespaces are invisible; \
+             use the host's PID namespace (hostPID: true, --pid=host) to see all"
         };
         Check::met("PID namespace", detail)
     }
@@ -282,9 +281,8 @@ fn lockdown() -> Lockdown {
     }
 }
 
-/// Kernels before 5.11 charge maps to `RLIMIT_MEMLOCK`, later ones to the memory
-/// cgroup. Nothing in user space tells which but the version; it only decides
-/// what advice is given.
+/// Kernels before 5.11 charge maps to `RLIMIT_MEMLOCK`, later ones to the memory cgroup. Only
+/// the version shows which. It decides only what advice is given.
 fn charges_memlock() -> bool {
     procfs::KernelVersion::current().is_ok_and(|version| (version.major, version.minor) < (5, 11))
 }

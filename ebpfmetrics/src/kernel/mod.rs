@@ -28,17 +28,18 @@ pub(crate) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// The running kernel, described by its BTF (its own type information).
 ///
-/// Reading it takes about 2 ms. Holding it takes less than 1 MiB of memory. Before Linux
-/// 6.15, which can map its BTF instead of copying it, reading takes about 5 ms and holding
-/// 5 MiB more. Builders read it themselves. To load several probes, read it once, pass it
-/// to each of them, and drop it.
+/// Reading it takes about 2 ms, and it uses less than 1 MiB of memory. Kernels before 6.15 cannot
+/// map their BTF, so it is copied: about 5 ms and 5 MiB more.
+///
+/// `load()` and `add()` read it themselves. To load several probes, read it once, pass it to
+/// `load_on` or `add_on`, and drop it.
 ///
 /// ```no_run
 /// use ebpfmetrics::{CpuProbe, Kernel};
 ///
 /// let kernel = Kernel::read()?;
-/// let process_times = CpuProbe::builder().load_on(&kernel)?;
-/// let thread_times = CpuProbe::builder().threads(true).load_on(&kernel)?;
+/// let processes = CpuProbe::builder().load_on(&kernel)?;
+/// let threads = CpuProbe::builder().threads(true).load_on(&kernel)?;
 /// drop(kernel);
 /// # Ok::<(), ebpfmetrics::Error>(())
 /// ```

@@ -11,10 +11,9 @@ use std::{
 /// A process is in one cgroup of each hierarchy. The id of a cgroup is valid only within
 /// its hierarchy.
 ///
-/// Probes use [`mounted`](Self::mounted) unless another hierarchy is set. Hybrid hosts
-/// have both versions of cgroups; there it is the unified hierarchy. systemd puts the
-/// processes that it starts into it. Some container runtimes use a cgroup driver of their
-/// own and leave it empty. Choose a controller in that case.
+/// Probes use [`mounted`](Self::mounted) unless another hierarchy is set. On hybrid hosts, which
+/// have both versions of cgroups, this is the unified hierarchy. systemd puts its processes there,
+/// but some container runtimes do not. If the unified hierarchy is empty, choose a controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",

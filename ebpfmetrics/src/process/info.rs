@@ -30,8 +30,9 @@ pub struct ProcessInfo {
     pub threads: u32,
     /// Whether this is a kernel thread.
     pub kernel_thread: bool,
-    /// Whether the process has ended and was waited for. Its counters are final, and it
-    /// appears in one window only.
+    /// Whether the process has ended and its parent has waited for it. It has a row in the
+    /// window of its end. It has another row in a later window only if the kernel has added
+    /// usage since, or a probe has (such as write-back to a disk).
     pub exited: bool,
     /// State of the main thread.
     pub state: ProcessState,

@@ -30,16 +30,16 @@ impl ProbeSetBuilder {
         self
     }
 
-    /// How many ended processes have a row of their own per window; those beyond are counted
-    /// together. 8,192 by default.
+    /// Maximum number of rows for ended processes per window. Further ones are counted together,
+    /// see [`Overflow`](crate::snapshot::Overflow). 8,192 by default.
     pub fn max_exited(mut self, processes: u32) -> Self {
         self.options.0.max_exited = processes;
         self
     }
 
-    /// How many ended processes the kernel keeps until they are read, including processes that
-    /// have lost a thread and children that nobody has waited for. Those beyond are counted
-    /// together, and as the loss `ended_table_full`. 32,768 by default.
+    /// Maximum number of ended processes that the kernel keeps until they are read. This includes
+    /// zombies and running processes with a thread that has exited. Further ones are counted as
+    /// the loss `ended_table_full`. 32,768 by default.
     ///
     /// Kernel memory is allocated as processes end: 0.9 KiB each, and 16 bytes per entry in
     /// any case.
@@ -57,7 +57,7 @@ impl ProbeSetBuilder {
         self.build_on(&kernel)
     }
 
-    /// As [`build`](Self::build), with the description of the kernel at hand.
+    /// Like [`build`](Self::build), with a description of the kernel that was read before.
     ///
     /// # Errors
     /// As [`build`](Self::build).
@@ -73,8 +73,8 @@ impl ProbeSetBuilder {
     }
 }
 
-/// Options of the set that a single probe is loaded into: a field of the probe's builder, set
-/// by the methods that [`probe_builder!`](crate::probe_builder) adds.
+/// Options of the set that contains a single probe. A field of the probe's builder; the methods
+/// that [`probe_builder!`](crate::probe_builder) adds set it.
 #[derive(Clone, Debug, Default)]
 pub struct SetOptions(pub(super) Options);
 
@@ -122,10 +122,10 @@ impl SetOptions {
     }
 }
 
-/// The options of a probe, from which it is loaded: alone by its `load()`, or into a set by
+/// Options of a probe. It is loaded by itself with `load()`, or into a set with
 /// [`ProbeSet::add`].
 pub trait ProbeBuilder: Sized {
-    /// What the probe is.
+    /// Description of the probe.
     type Collector: Collector<Options = Self>;
 
     /// The options of the set that a single probe is loaded into.
@@ -148,31 +148,31 @@ macro_rules! probe_builder {
         }
 
         impl $builder {
-            /// Selects which processes the probe measures; every process by default. An option
-            /// of the set if the probe is added to one.
+            /// Selects which processes the probe measures; every process by default. If the probe
+            /// is added to a set, this is an option of the set.
             pub fn filter(mut self, filter: $crate::Filter) -> Self {
                 self.set.set_filter(filter);
                 self
             }
 
-            /// The hierarchy that cgroup ids belong to; the one that is mounted by default. An
-            /// option of the set if the probe is added to one.
+            /// The hierarchy that cgroup ids belong to; the one that is mounted by default. If the
+            /// probe is added to a set, this is an option of the set.
             pub fn cgroup_hierarchy(mut self, hierarchy: $crate::process::CgroupHierarchy) -> Self {
                 self.set.set_cgroup_hierarchy(hierarchy);
                 self
             }
 
-            /// How many ended processes have a row of their own per window; those beyond are
-            /// counted together. 8,192 by default. An option of the set if the probe is added
-            /// to one.
+            /// Maximum number of rows for ended processes per window. Further ones are counted
+            /// together. 8,192 by default. If the probe is added to a set, this is an option of
+            /// the set.
             pub fn max_exited(mut self, processes: u32) -> Self {
                 self.set.set_max_exited(processes);
                 self
             }
 
-            /// How many ended processes the kernel keeps until they are read, see
+            /// Maximum number of ended processes that the kernel keeps until they are read, see
             /// [`ProbeSetBuilder::max_ended`](ebpfmetrics::ProbeSetBuilder::max_ended). 32,768
-            /// by default. An option of the set if the probe is added to one.
+            /// by default. If the probe is added to a set, this is an option of the set.
             pub fn max_ended(mut self, processes: u32) -> Self {
                 self.set.set_max_ended(processes);
                 self
@@ -186,7 +186,7 @@ macro_rules! probe_builder {
                 $crate::kit::Single::load(self)
             }
 
-            /// As [`load`](Self::load), with the description of the kernel at hand.
+            /// Like [`load`](Self::load), with a description of the kernel that was read before.
             ///
             /// # Errors
             /// As [`load`](Self::load).

@@ -68,7 +68,7 @@ pub struct ProbeSet {
 }
 
 impl ProbeSet {
-    /// A set of all processes, without probes.
+    /// Creates a set that measures all processes. It has no probes yet.
     ///
     /// # Errors
     /// What the machine lacks, by [`ErrorKind`](crate::ErrorKind); the text says how to fix it.
@@ -76,23 +76,23 @@ impl ProbeSet {
         Self::builder().build()
     }
 
-    /// A set with options.
+    /// Options of a set, such as a filter.
     pub fn builder() -> ProbeSetBuilder {
         ProbeSetBuilder::default()
     }
 
-    /// Loads and attaches a probe. It counts from here on; its first window ends with that of
-    /// the set.
+    /// Loads and attaches a probe. It counts from now on. Its first window ends with the current
+    /// window of the set.
     ///
     /// # Errors
-    /// The options are invalid, the set has a built-in probe of this kind, or the machine
-    /// lacks something. The set then stays as it was.
+    /// The options are invalid, the set already has a built-in probe of this kind, or the machine
+    /// lacks something. The set is then unchanged.
     pub fn add<B: ProbeBuilder>(&mut self, probe: B) -> Result<HandleOf<B>> {
         let kernel = read_kernel()?;
         self.add_on(probe, &kernel)
     }
 
-    /// As [`add`](Self::add), with the description of the kernel at hand.
+    /// Like [`add`](Self::add), with a description of the kernel that was read before.
     ///
     /// # Errors
     /// As [`add`](Self::add).
@@ -104,11 +104,12 @@ impl ProbeSet {
         added.map_err(|error| checks::explain(error, B::Collector::NAME, &B::Collector::requirements()))
     }
 
-    /// Detaches a probe and frees its maps. Its figures since the last reset are lost.
+    /// Detaches a probe and frees its maps. Its usage since the last reset is lost; to keep it, take
+    /// a snapshot before.
     ///
     /// # Errors
-    /// The probe is not in this set; the kernel refuses to load the programs of the remaining
-    /// probes, which then stay as they were.
+    /// The probe is not in this set, or the kernel does not load the programs for the remaining
+    /// probes. The set is then unchanged.
     pub fn remove<U, S>(&mut self, probe: Handle<U, S>) -> Result<()> {
         let kernel = read_kernel()?;
         self.engine.remove(probe.id(), &kernel)
@@ -124,12 +125,12 @@ impl ProbeSet {
         self.engine.cgroup_hierarchy()
     }
 
-    /// Usage of a process from its start to its end, by one probe: for a process that
-    /// [`Events`](crate::Events) reports as exited. Figures that the probe itself counts begin
-    /// when the probe is loaded.
+    /// Usage of an ended process since it began, from one probe. Use it when
+    /// [`Events`](crate::Events) reports that a process has exited. Figures that the probe itself
+    /// counts begin when the probe is loaded.
     ///
-    /// `None` if the process has not been released, or if a snapshot has been taken since,
-    /// whose row then has its usage.
+    /// `None` if the process has not been released yet, or if a snapshot has been taken since: the
+    /// snapshot then has its usage.
     ///
     /// # Errors
     /// The kernel cannot be read.

@@ -28,7 +28,7 @@ impl<C: Collector> Single<C> {
         Self::load_on(builder, &kernel)
     }
 
-    /// As [`load`](Self::load), with the description of the kernel at hand.
+    /// Like [`load`](Self::load), with a description of the kernel that was read before.
     ///
     /// # Errors
     /// As [`load`](Self::load).

@@ -1,6 +1,6 @@
 //! Snapshots: what probes measured in a window, as plain data.
 //!
-//! All types here can be built without a kernel, compared, and serialized (feature
+//! All types here can be built without a kernel, for unit tests, and serialized (feature
 //! `serde`). [`Rows`] is implemented by everything that has one row per process;
 //! [`delta`] and the functions of [`group`](crate::group) accept any of them.
 

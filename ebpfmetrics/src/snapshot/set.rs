@@ -15,9 +15,10 @@ use std::{
 use super::{Losses, Overflow, ProbeSnapshot, Process, Provenance, Row, Rows, Usage, Window};
 use crate::process::{ProcessId, ProcessInfo};
 
-/// Names a probe of a set. `U` is the probe's usage, `S` its figures of the machine.
+/// Identifies a probe of a set. `U` is the probe's usage type, `S` the type of its machine-wide
+/// figures.
 ///
-/// A handle is a number: copy it freely. It stays valid until the probe is removed.
+/// A handle is a number and `Copy`. It is valid until the probe is removed from the set.
 pub struct Handle<U, S> {
     id: u64,
     types: PhantomData<fn() -> (U, S)>,
@@ -59,8 +60,8 @@ impl<U, S> fmt::Debug for Handle<U, S> {
 /// What a set of probes measured in a window: one row per process, with the usage from
 /// every probe.
 ///
-/// Index a row with the handle of a probe to get the usage; index the snapshot to get the
-/// figures of the machine.
+/// Index a row with the handle of a probe to get the usage of the process. Index the snapshot to
+/// get machine-wide figures.
 ///
 /// ```no_run
 /// use ebpfmetrics::{CpuProbe, DiskProbe, Probe, ProbeSet};
@@ -79,8 +80,8 @@ impl<U, S> fmt::Debug for Handle<U, S> {
 /// A snapshot for a unit test is made of [`ProbeSnapshot`]s, see [`insert`](Self::insert).
 #[derive(Default)]
 pub struct Snapshot {
-    /// Time span of the counters. A probe that was added during the window counts from then
-    /// on, see [`of`](Self::of).
+    /// Time span of the counters. A probe that was added during the window has a shorter one,
+    /// see [`of`](Self::of).
     pub window: Window,
     /// What could not be counted, by the set and by all probes.
     pub losses: Losses,
@@ -93,8 +94,8 @@ pub struct Snapshot {
 pub(crate) trait Part: Any + Send + Sync {
     fn probe(&self) -> &str;
     fn provenance(&self) -> &Arc<Provenance>;
-    /// Makes room for the rows of other probes: the usage at each place comes from another
-    /// place, or there is none.
+    /// Rearranges the rows: `from` has the previous index of each row, or `None` for a row that
+    /// this probe does not have.
     fn place(&mut self, from: &[Option<usize>]);
     fn as_any(&self) -> &dyn Any;
     #[cfg(feature = "serde")]
@@ -219,7 +220,7 @@ impl Snapshot {
         self.overflow_processes
     }
 
-    /// The snapshot as one probe sees it: its window, rows and losses. It can be passed to
+    /// The part of one probe: its window, rows and losses. It can be passed to
     /// [`delta`](super::delta), [`group_by`](crate::group::group_by) and
     /// [`ProcessTree`](crate::group::ProcessTree).
     ///
@@ -250,7 +251,7 @@ impl Snapshot {
         self.parts.iter().map(|(_, part)| part.probe())
     }
 
-    /// Adds the snapshot of one probe, as for a unit test. Rows are matched by process.
+    /// Adds the snapshot of one probe, for example in a unit test. Rows are matched by process.
     ///
     /// ```
     /// use ebpfmetrics::{CpuUsage, Process, ProcessId, snapshot::{ProbeSnapshot, Snapshot}};
@@ -321,7 +322,10 @@ impl Snapshot {
 impl<U: Usage, S: 'static> Index<Handle<U, S>> for Snapshot {
     type Output = S;
 
-    /// The probe's figures of the machine.
+    /// The probe's machine-wide figures.
+    ///
+    /// # Panics
+    /// If the probe was not in the set.
     fn index(&self, probe: Handle<U, S>) -> &S {
         &self.part(probe).expect("the probe is not in this snapshot").system
     }
@@ -373,7 +377,7 @@ impl<U: Usage, S: 'static> Index<Handle<U, S>> for SetProcess<'_> {
     }
 }
 
-/// The snapshot of a set as one of its probes sees it.
+/// One probe's part of the snapshot of a set.
 pub struct ProbeView<'a, U, S> {
     part: &'a TypedPart<U, S>,
     rows: &'a [(ProcessId, ProcessInfo)],

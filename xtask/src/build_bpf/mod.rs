@@ -32,7 +32,7 @@ const INCLUDE: &str = "bpf/include";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Write nothing; fail if a committed file differs from what would be written.
+    /// Write nothing; fail if a committed file differs from the result
     #[arg(long)]
     check: bool,
 }
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.check {
         ensure!(
             different.is_empty(),
-            "committed files differ from their source: {}; run `cargo xtask build-bpf`",
+            "these files do not match their sources: {}; run `cargo xtask build-bpf`",
             different.join(", ")
         );
         let objects: usize = built.iter().map(|this| this.objects.len()).sum();
@@ -74,10 +74,10 @@ fn crates(workspace: &Path) -> Result<Vec<PathBuf>> {
         .args(["metadata", "--no-deps", "--format-version=1"])
         .current_dir(workspace)
         .output()
-        .context("cargo metadata")?;
+        .context("cannot run cargo metadata")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata["packages"].as_array().context("cargo's metadata")?;
+    let packages = metadata["packages"].as_array().context("unexpected output of cargo metadata")?;
     let manifests = packages.iter().filter_map(|package| package["manifest_path"].as_str());
     let mut crates: Vec<_> = manifests
         .filter_map(|manifest| Path::new(manifest).parent())
@@ -129,11 +129,11 @@ fn check_compiler() -> Result<()> {
     let version = Command::new(CLANG)
         .arg("--version")
         .output()
-        .with_context(|| format!("{CLANG} not found: install clang-19, llvm-19 and libbpf-dev"))?;
+        .with_context(|| format!("cannot run {CLANG}: install clang-19, llvm-19 and libbpf-dev"))?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     ensure!(
         version.contains(CLANG_VERSION),
-        "the objects are pinned to clang {CLANG_VERSION}, found: {}",
+        "the objects need clang {CLANG_VERSION}, found: {}",
         version.lines().next().unwrap_or_default()
     );
     Ok(())
@@ -152,7 +152,7 @@ fn sources(crate_dir: &Path) -> Result<Vec<PathBuf>> {
     for pair in sources.windows(2) {
         ensure!(
             pair[0].file_name() != pair[1].file_name(),
-            "{} and {} have the same object",
+            "{} and {} would be compiled to the same object",
             pair[0].display(),
             pair[1].display()
         );
@@ -163,7 +163,7 @@ fn sources(crate_dir: &Path) -> Result<Vec<PathBuf>> {
         let expected = format!("{}.bpf.c", directory.to_string_lossy());
         ensure!(
             source.parent() == Some(&crate_dir.join("bpf")) || source.ends_with(&expected),
-            "{} is not named after its directory: expected {expected}",
+            "{} must be named {expected}, after its directory",
             source.display()
         );
     }

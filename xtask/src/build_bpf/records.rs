@@ -91,7 +91,7 @@ impl<'a> Model<'a> {
         missing.sort_unstable();
         for name in missing {
             eprintln!(
-                "note: {name} is in the BTF of no object; add EMIT_BTF({name}) if Rust needs it"
+                "note: no object has {name} in its BTF; add EMIT_BTF({name}) if Rust needs it"
             );
         }
     }
@@ -145,7 +145,7 @@ fn other(workspace: &Path, headers: &Model, model: &Model) -> Result<Option<(Pat
     for (name, definition) in model.types.iter().filter(|(name, _)| !is_own(name)) {
         ensure!(
             headers.types.get(name) == Some(definition),
-            "{name} in {} differs from that of {HEADERS_CRATE}",
+            "{name} in {} differs from the one in {HEADERS_CRATE}",
             model.built.directory.display()
         );
     }
@@ -179,10 +179,10 @@ fn format(workspace: &Path, text: &str) -> Result<String> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .context("rustfmt")?;
+        .context("cannot run rustfmt")?;
     rustfmt.stdin.take().context("rustfmt's input")?.write_all(text.as_bytes())?;
     let output = rustfmt.wait_with_output()?;
-    ensure!(output.status.success(), "rustfmt refused:\n{text}");
+    ensure!(output.status.success(), "rustfmt rejected the generated code:\n{text}");
     Ok(String::from_utf8(output.stdout)?)
 }
 
@@ -455,7 +455,7 @@ struct cpu_task_record {
             ),
             (
                 "struct x_record {\n\tu32 a : 3;\n\tu32 b : 29;\n};",
-                "struct x_record, field `a`: Rust has no bit",
+                "struct x_record, field `a`: bit fields",
             ),
             (
                 "struct x_record {\n\tunion {\n\t\tu32 a;\n\t} b;\n};",

@@ -92,7 +92,7 @@ fn add_struct(btf: &Btf, name: &str, this: &Struct, types: &mut Types) -> Result
         let context = || format!("struct {name}, field `{field}`");
         ensure!(
             member.bitfield_size().unwrap_or(0) == 0 && member.bit_offset() % 8 == 0,
-            "{}: Rust has no bit fields",
+            "{}: bit fields are not supported",
             context()
         );
         let offset = member.bit_offset() as usize / 8;

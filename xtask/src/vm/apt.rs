@@ -1,5 +1,5 @@
-//! A private apt: own sources, lists, state and cache, so that the machine's
-//! own apt is neither read by accident nor changed. Signatures stay checked.
+//! A private apt with its own sources, lists, state and cache. It does not read or change the
+//! machine's apt. Signatures are checked.
 
 use std::{
     cmp::Ordering,
@@ -50,7 +50,7 @@ impl Apt {
             return Err(error);
         }
         for suite in &stale {
-            println!("note: the mirror's index of {suite} is past its date; used all the same");
+            println!("note: the mirror's index of {suite} has expired; using it anyway");
         }
         fs::write(&sources, source_lines(&suites, &stale, arch, mirror))?;
         apt.update()?;
@@ -88,8 +88,8 @@ impl Apt {
             self.command("apt-get").args(["-qq", "download", &request]).current_dir(into),
         )?;
         let mut files = fs::read_dir(into)?.map(|entry| entry.map(|entry| entry.path()));
-        let file = files.next().with_context(|| format!("apt gave no file for {request}"))??;
-        ensure!(files.next().is_none(), "apt gave several files for {request}");
+        let file = files.next().with_context(|| format!("apt downloaded no file for {request}"))??;
+        ensure!(files.next().is_none(), "apt downloaded several files for {request}");
         Ok(file)
     }
 

@@ -24,7 +24,7 @@ impl Pin {
         !self.version.is_empty() && !self.sha256.is_empty()
     }
 
-    /// The line to put into the catalog for this package.
+    /// The line for the catalog that pins this package.
     pub(super) fn line(&self) -> String {
         let Pin { series, arch, suite, name, version, sha256 } = self;
         format!(

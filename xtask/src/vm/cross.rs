@@ -1,9 +1,8 @@
 //! The tests for arm64, built on amd64.
 //!
-//! Rust's own cross libraries come from a host that not every machine reaches,
-//! so this takes Debian's compiler and fetches Debian's arm64 library of the very
-//! same version. The programs are linked statically: the guest then needs no
-//! library, and this machine no loader of another architecture to find them.
+//! Rust's own cross-compilation libraries come from a host that not every machine can reach. So
+//! this uses Debian's compiler and fetches Debian's arm64 library of the same version. The programs
+//! are linked statically, so the guest needs no libraries.
 
 use std::{
     fs,

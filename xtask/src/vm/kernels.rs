@@ -25,7 +25,7 @@ const STAMP: &str = "packages.json";
 #[derive(Debug)]
 pub(super) struct Cached {
     pub(super) directory: PathBuf,
-    /// What to tell the reader when these are not the pinned packages.
+    /// The note to print if these are not the pinned packages.
     pub(super) substitute: Option<String>,
 }
 
@@ -44,7 +44,7 @@ impl Cached {
 struct Stamp {
     pinned: Vec<String>,
     fetched: Vec<String>,
-    /// Lines for the catalog, when the pinned packages were not to be had.
+    /// Lines for the catalog, if the pinned packages were not available.
     replacement: Vec<String>,
 }
 
@@ -58,11 +58,11 @@ impl<'a> Store<'a> {
         Store { cache, mirror }
     }
 
-    /// Makes sure of every kernel; the network is used only for missing ones.
+    /// Fetches the kernels that the cache lacks.
     pub(super) fn ensure(&self, kernels: &[Kernel]) -> Result<Vec<Cached>> {
         fs::create_dir_all(self.cache)?;
         let lock = File::create(self.cache.join("lock"))?;
-        lock.lock().context("lock of the kernel cache")?;
+        lock.lock().context("cannot lock the kernel cache")?;
 
         let missing: Vec<_> = kernels.iter().filter(|k| self.stamp(k).is_none()).collect();
         if let Some(first) = missing.first() {
@@ -74,7 +74,7 @@ impl<'a> Store<'a> {
             for kernel in missing {
                 println!("fetching kernel {} ({})", kernel.series, kernel.arch.name());
                 self.fetch(kernel, &apt)
-                    .with_context(|| format!("fetching kernel {}", kernel.series))?;
+                    .with_context(|| format!("cannot fetch kernel {}", kernel.series))?;
             }
         }
         kernels.iter().map(|kernel| self.cached(kernel)).collect()
@@ -92,11 +92,11 @@ impl<'a> Store<'a> {
     }
 
     fn cached(&self, kernel: &Kernel) -> Result<Cached> {
-        let stamp = self.stamp(kernel).context("the kernel cache changed under this run")?;
+        let stamp = self.stamp(kernel).context("the kernel cache changed during this run")?;
         let substitute = (!stamp.replacement.is_empty()).then(|| {
             let why = match kernel.pins.iter().all(Pin::is_complete) {
                 true => "the mirror no longer has the pinned packages",
-                false => "its lines in xtask/kernels.toml name no version",
+                false => "its lines in xtask/kernels.toml have no version",
             };
             format!(
                 "NOT A PINNED KERNEL: {why} of {}; this run used {}. To pin it:\n{}",
@@ -139,7 +139,7 @@ impl<'a> Store<'a> {
         if directory.exists() {
             fs::remove_dir_all(&directory)?;
         }
-        fs::create_dir_all(directory.parent().context("cache directory")?)?;
+        fs::create_dir_all(directory.parent().context("the cache directory has no parent")?)?;
         fs::rename(&ready, &directory)?;
         Ok(())
     }
@@ -174,7 +174,7 @@ fn pinned_set(kernel: &Kernel, apt: &Apt, scratch: &Path) -> Result<Option<Vec<T
         };
         ensure!(
             package.pin.sha256 == pin.sha256,
-            "{} {} has sha256 {} but {} is pinned",
+            "{} {} has the sha256 {}, but {} is pinned",
             pin.name,
             pin.version,
             package.pin.sha256,
@@ -263,7 +263,7 @@ impl<'a> Name<'a> {
             let flavour = name[digit..].find("-cloud-")? + digit;
             Some(Name { kind, build: &name[digit..flavour], flavour: &name[flavour + 1..] })
         };
-        parts().with_context(|| format!("{name} is not the name of a cloud kernel"))
+        parts().with_context(|| format!("{name} is not the name of a cloud kernel package"))
     }
 
     fn suffix(&self) -> String {
@@ -288,7 +288,7 @@ fn arrange(tree: &Path, ready: &Path) -> Result<()> {
             fs::rename(entry.path(), ready.join("config"))?;
         }
     }
-    ensure!(ready.join("vmlinuz").exists(), "the packages hold no kernel image");
+    ensure!(ready.join("vmlinuz").exists(), "the packages contain no kernel image");
     for parent in ["lib/modules", "usr/lib/modules"] {
         if let Ok(mut releases) = fs::read_dir(tree.join(parent)) {
             let release = releases.next().context("an empty modules directory")??;

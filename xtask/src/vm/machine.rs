@@ -1,4 +1,4 @@
-//! One virtual machine: QEMU's arguments, its time limit and its certain end.
+//! One virtual machine: arguments of QEMU, time limit, termination.
 
 use std::{
     ffi::OsString,
@@ -43,7 +43,7 @@ impl Logs {
         }
     }
 
-    /// Forgets an earlier run: what is not written now must not be read now.
+    /// Removes the logs of an earlier run.
     pub(super) fn clear(&self) -> Result<()> {
         [&self.console, &self.output, &self.qemu]
             .into_iter()
@@ -72,7 +72,7 @@ impl Machine<'_> {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&logs.qemu)?);
-        let mut qemu = Running(command.spawn().context("starting QEMU")?);
+        let mut qemu = Running(command.spawn().context("cannot start QEMU")?);
 
         let started = Instant::now();
         let mut heard = started;
@@ -103,7 +103,7 @@ impl Machine<'_> {
             format!("stdio,id=terminal,mux=on,signal=off,logfile={}", escape(log.as_os_str()));
         let mut command = self.command();
         command.args(["-chardev", &terminal, "-mon", "terminal", "-serial", "chardev:terminal"]);
-        Running(command.spawn().context("starting QEMU")?).0.wait()?;
+        Running(command.spawn().context("cannot start QEMU")?).0.wait()?;
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Boots every chosen kernel, several at a time, with the same initramfs.
+//! Boots the selected kernels, several at a time, with the same initramfs.
 
 use std::{
     collections::VecDeque,
@@ -39,7 +39,7 @@ pub(super) struct Matrix<'a> {
 }
 
 impl Matrix<'_> {
-    /// Every kernel, several at a time, told in the order of the list.
+    /// Runs all kernels, several at a time. Results are printed in the order of the list.
     pub(super) fn run(&self, machines: &[(&Kernel, &Cached)]) -> Vec<Outcome> {
         let waiting = Mutex::new(machines.iter().copied().collect::<VecDeque<_>>());
         let done = Mutex::new(Vec::new());
@@ -64,8 +64,8 @@ impl Matrix<'_> {
         outcomes
     }
 
-    /// One kernel. An error of this side is that kernel's problem and does not
-    /// keep the others from running.
+    /// Runs one kernel. An error on the host counts as a problem of this kernel; the others
+    /// still run.
     fn one(&self, kernel: &Kernel, cached: &Cached) -> Outcome {
         let started = Instant::now();
         let logs = self.logs.join(kernel.arch.label(kernel.series));
@@ -105,7 +105,7 @@ impl Matrix<'_> {
         Ok(())
     }
 
-    /// Makes what one machine needs, and removes it afterwards.
+    /// Creates the files of one machine and removes them afterwards.
     fn with_machine<T>(
         &self,
         kernel: &Kernel,

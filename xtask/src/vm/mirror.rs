@@ -1,5 +1,5 @@
-//! Where Debian's packages come from: the mirror that this machine's own apt
-//! uses. No host is named in the project.
+//! Finds the mirror for Debian's packages: the one that this machine's apt uses. The project
+//! itself names no host.
 
 use std::fs;
 
@@ -28,12 +28,12 @@ impl Mirror {
     /// Asks apt itself, which reads every format of its sources. It needs no
     /// downloaded lists for this.
     fn of_this_machine() -> Result<Mirror> {
-        let codename = codename().context("name a mirror with --mirror")?;
+        let codename = codename().context("set a mirror with --mirror")?;
         let uris = tools::output(
             tools::command("apt-get").args(["update", "--print-uris"]).env("LC_ALL", "C"),
         )?;
         Mirror::from_uris(&uris, &codename)
-            .context("no Debian mirror among this machine's apt sources: name one with --mirror")
+            .context("this machine's apt sources contain no Debian mirror: set one with --mirror")
     }
 
     /// Third parties name their suites after Debian's too, but not with the

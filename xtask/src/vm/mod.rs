@@ -1,8 +1,8 @@
-//! `cargo xtask vm`: the test suite on other kernels.
+//! `cargo xtask vm`: runs the test suite on other kernels.
 //!
 //! Fetches Debian's kernels (`kernels`), builds the test binaries (`suite`), packs
 //! them into an initramfs (`pack`), boots each kernel (`matrix`) in QEMU (`machine`),
-//! reads what the tests wrote (`output`), judges (`verdict`) and tells (`report`).
+//! reads the output of the tests (`output`), evaluates it (`verdict`) and prints it (`report`).
 
 mod apt;
 mod arch;
@@ -44,7 +44,7 @@ const SUPPORT: &str = "docs/support.md";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    // Boxed, for the other commands of xtask have next to no arguments.
+    // Boxed, because the other commands have almost no arguments.
     #[command(flatten)]
     options: Box<Options>,
 }
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn toolchain(options: &Options, cache: &Path) -> Result<Toolchain> {
     match options.arch {
         Arch::Amd64 => {
-            let busybox = tools::find("busybox").context("no busybox")?;
+            let busybox = tools::find("busybox").context("busybox not found")?;
             Ok(Toolchain { busybox, cross: Cross::default() })
         }
         Arch::Arm64 => cross::prepare(&cache.join("arm64"), options.mirror.as_deref()),
@@ -103,7 +103,7 @@ fn choose(options: &Options, mut kernels: Vec<Kernel>) -> Result<Vec<Kernel>> {
     for wanted in &options.kernel {
         ensure!(
             kernels.iter().any(|kernel| kernel.series == *wanted),
-            "xtask/kernels.toml has no kernel {wanted}, only {}",
+            "xtask/kernels.toml has no kernel {wanted}; it has {}",
             all.join(", ")
         );
     }
@@ -117,16 +117,16 @@ fn choose(options: &Options, mut kernels: Vec<Kernel>) -> Result<Vec<Kernel>> {
         kernels.len() != all.len() || options.filter.is_some() || !options.test.is_empty();
     ensure!(
         options.arch == Arch::Amd64 || !(options.write_support || options.check_support),
-        "{SUPPORT} is about amd64"
+        "{SUPPORT} covers amd64 only"
     );
     ensure!(
         !(options.write_support && is_part),
-        "--write-support needs every kernel and every test"
+        "--write-support needs all kernels and all tests: omit options that select a part"
     );
     Ok(kernels)
 }
 
-/// A signal ends the run in order: machines are killed, files removed.
+/// After a signal the run stops its machines and removes its files.
 fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -135,7 +135,7 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Tells what `--run` gave, and fails if it failed anywhere.
+/// Prints the output of `--run`. Fails if the command failed on any kernel.
 fn finish_command(outcomes: &[Outcome]) -> Result<()> {
     let mut failed = Vec::new();
     for outcome in outcomes {
@@ -172,7 +172,7 @@ fn finish(
     }
     if options.check_support {
         table.check(&file)?;
-        println!("{SUPPORT} is what these kernels gave");
+        println!("{SUPPORT} matches the results of these kernels");
     }
     Ok(())
 }

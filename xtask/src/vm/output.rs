@@ -1,9 +1,8 @@
-//! Reads what the test programs wrote in the machine.
+//! Parses the output of the test programs in the machine.
 //!
-//! The tests run one after another, and what they write past libtest lands in
-//! the middle of libtest's lines: a skip comes as `test name ... SKIP test=name`.
-//! So markers are looked for anywhere in a line, and counts and failures are
-//! taken from libtest's closing summary.
+//! Tests write markers past libtest, which then appear in the middle of libtest's lines:
+//! `test name ... SKIP test=name`. So markers are searched for anywhere in a line, and counts and
+//! failures are taken from libtest's summary.
 
 use super::version::Version;
 
@@ -13,7 +12,7 @@ pub(super) struct Run {
     pub(super) release: Option<String>,
     pub(super) targets: Vec<Target>,
     pub(super) support: Vec<Support>,
-    /// Exit status of the whole suite; absent when the machine never got there.
+    /// Exit status of the suite; `None` if the machine stopped before its end.
     pub(super) exit: Option<i32>,
 }
 
@@ -26,7 +25,7 @@ pub(super) struct Target {
     /// The test that was started last.
     pub(super) last: Option<String>,
     pub(super) exit: Option<i32>,
-    /// What libtest shows of failed tests.
+    /// libtest's output of failed tests.
     pub(super) details: String,
     /// Seconds since boot.
     pub(super) began: f64,

@@ -1,5 +1,5 @@
-//! What the reader sees: a line when a kernel is done, then everything that
-//! went wrong, the skips, and the table.
+//! The report: one line when a kernel is done, then all problems, the skipped tests and the
+//! table.
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
@@ -23,13 +23,13 @@ impl Outcome {
         self.verdict.problems.is_empty()
     }
 
-    /// Where libtest could not report, the logs have to.
+    /// Whether to show the logs, because libtest could not report.
     fn broke_down(&self) -> bool {
         self.run.exit.is_none() || self.run.targets.iter().any(|target| target.counts.is_none())
     }
 
     fn row(&self) -> [String; 9] {
-        let release = self.run.release.clone().unwrap_or_else(|| "(did not tell)".into());
+        let release = self.run.release.clone().unwrap_or_else(|| "(unknown release)".into());
         let boot = self.run.targets.first().map(|target| target.began);
         let Verdict { passed, failed, skipped, ignored, .. } = &self.verdict;
         [

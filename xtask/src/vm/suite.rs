@@ -1,4 +1,4 @@
-//! The test binaries: the very ones that `cargo test --release` runs here.
+//! Builds the test binaries, the same ones that `cargo test --release` runs on this machine.
 
 use std::{
     env,
@@ -81,14 +81,14 @@ pub(super) fn build(build: &Build) -> Result<Suite> {
     for target in build.targets {
         cargo.args(["--test", target]);
     }
-    let output = cargo.output().context("cargo test --no-run")?;
-    ensure!(output.status.success(), "the tests do not build");
+    let output = cargo.output().context("cannot run cargo test --no-run")?;
+    ensure!(output.status.success(), "the tests do not compile");
 
     let mut suite = from_messages(&String::from_utf8(output.stdout)?)?;
     suite.directory =
         std::path::absolute(build.manifest)?.parent().map(Path::to_owned).unwrap_or_default();
     if suite.harnesses.is_empty() {
-        bail!("package {} has no test target to run in a machine", build.package);
+        bail!("package {} has no such test target that can run in a machine", build.package);
     }
     Ok(suite)
 }

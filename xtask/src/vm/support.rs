@@ -1,5 +1,5 @@
-//! The support table, `docs/support.md`: which kernel gives which metric, as
-//! the tests found it.
+//! The support table, `docs/support.md`: the metrics that each kernel provides, as reported
+//! by the tests.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -46,7 +46,7 @@ impl Table {
 
     pub(super) fn write(&self, file: &Path) -> Result<()> {
         if self.rows.is_empty() {
-            bail!("no test told what is supported, so there is no table to write");
+            bail!("no test reported support lines: there is nothing to write");
         }
         Ok(fs::write(file, format!("{INTRODUCTION}{}", self.markdown()))?)
     }
@@ -59,7 +59,7 @@ impl Table {
             return Ok(());
         }
         bail!(
-            "{} is not what the kernels gave (cargo xtask vm --write-support renews it):\n{}",
+            "{} differs from the results; run `cargo xtask vm --write-support` to update it:\n{}",
             file.display(),
             differences.join("\n")
         )

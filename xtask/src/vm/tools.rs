@@ -1,4 +1,4 @@
-//! Programs of the host, and Debian's package for each.
+//! Programs that must be installed on the host, with their Debian packages.
 
 use std::{
     env,
@@ -23,8 +23,8 @@ const COMMON: [(&str, &str); 7] = [
     ("ldd", "libc-bin"),
 ];
 
-/// Fails with the list of everything that is missing, not only the first. `missing` is what
-/// the caller found missing itself: programs or files, each with its package.
+/// Fails with the list of everything that is missing. `missing` is what the caller has already
+/// found to be missing: programs or files, each with its package.
 pub(super) fn require(arch: Arch, mut missing: Vec<(&str, &str)>) -> Result<()> {
     let qemu = match arch {
         Arch::Amd64 => (arch.qemu(), "qemu-system-x86"),
@@ -44,7 +44,7 @@ pub(super) fn require(arch: Arch, mut missing: Vec<(&str, &str)>) -> Result<()> 
     }
     let (programs, packages): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
     bail!(
-        "missing on this machine: {}\non Debian: apt-get install {}",
+        "this machine lacks: {}\nto install it on Debian: apt-get install {}",
         programs.join(", "),
         packages.join(" ")
     )
@@ -64,7 +64,7 @@ pub(super) fn command(program: &str) -> Command {
     Command::new(find(program).unwrap_or_else(|| program.into()))
 }
 
-/// Runs a command, gives its output, fails with its own words.
+/// Runs a command and returns its output. The error contains its standard error.
 pub(super) fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("{:?}", command.get_program()))?;
     if !output.status.success() {

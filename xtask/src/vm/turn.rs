@@ -1,5 +1,5 @@
-//! One run at a time: two would write the same logs, and machines that share
-//! two processors with other machines miss their time limits.
+//! Allows one run at a time: two would write the same logs and slow each other down beyond
+//! the time limits.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -20,7 +20,7 @@ pub(super) fn take(directory: &Path, stop: &AtomicBool) -> Result<File> {
         match lock.try_lock() {
             Ok(()) => return Ok(lock),
             Err(TryLockError::WouldBlock) if told => {}
-            Err(TryLockError::WouldBlock) => println!("waiting for another run to end"),
+            Err(TryLockError::WouldBlock) => println!("waiting for another run to finish"),
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }
         told = true;

@@ -1,4 +1,4 @@
-//! Judges what one machine reported. Whatever is not a proven pass is a problem.
+//! Evaluates the output of one machine. Everything that is not a proven pass is a problem.
 
 use super::{
     machine::Ending,
@@ -13,7 +13,7 @@ pub(super) struct Verdict {
     pub(super) failed: usize,
     pub(super) skipped: usize,
     pub(super) ignored: usize,
-    /// Each rightful skip, by target.
+    /// Valid skips, by target.
     pub(super) skips: Vec<(String, Skip)>,
     pub(super) problems: Vec<String>,
 }
@@ -40,16 +40,16 @@ pub(super) fn judge(run: &Run, ending: Ending, seconds: u64, console: &str) -> V
         verdict.problem("no test ran".into());
     }
     if run.exit.is_some_and(|exit| exit != 0) && verdict.problems.is_empty() {
-        verdict.problem("the suite failed, though no test did".into());
+        verdict.problem("the suite failed although no test did".into());
     }
     for (number, support) in run.support.iter().enumerate() {
         let differs =
             |other: &&super::output::Support| other.metric == support.metric && **other != *support;
         if run.support[..number].iter().find(differs).is_some() {
-            verdict.problem(format!("metric {} is told twice, differently", support.metric));
+            verdict.problem(format!("metric {} was reported twice with different values", support.metric));
         }
         if !matches!(support.value.as_str(), "yes" | "no") {
-            verdict.problem(format!("metric {} is neither yes nor no", support.metric));
+            verdict.problem(format!("metric {} must be yes or no", support.metric));
         }
     }
     verdict
@@ -90,8 +90,8 @@ impl Verdict {
                     self.skips.push((name.clone(), skip));
                     continue;
                 }
-                (Some(needs), _) => format!("this kernel has what {needs} brought"),
-                (None, _) => "its line names no kernel version".into(),
+                (Some(needs), _) => format!("the kernel is not older than {needs}"),
+                (None, _) => "the SKIP line has no kernel version".into(),
             };
             self.failed += 1;
             let Skip { test, reason, .. } = skip;

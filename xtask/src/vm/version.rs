@@ -19,8 +19,8 @@ impl FromStr for Version {
     fn from_str(text: &str) -> Result<Version> {
         let mut numbers = text.split(|c: char| !c.is_ascii_digit());
         let mut next = || numbers.next().and_then(|n| n.parse().ok());
-        let major = next().with_context(|| format!("{text:?} is no kernel version"))?;
-        let minor = next().with_context(|| format!("{text:?} names no minor version"))?;
+        let major = next().with_context(|| format!("{text:?} is not a kernel version"))?;
+        let minor = next().with_context(|| format!("{text:?} has no minor version"))?;
         Ok(Version { major, minor })
     }
 }

@@ -23,10 +23,10 @@ use crate::{set::Single, snapshot::ProbeSnapshot};
 /// * **Units**: times are [`Duration`](std::time::Duration)s, exact to the ns.
 /// * **Kernel**: Linux 5.10 with BTF.
 /// * **Capabilities**: `CAP_BPF` and `CAP_PERFMON`, or root.
-/// * **Errors**: as [`preflight`](crate::preflight()) reports in advance.
+/// * **Errors**: [`preflight`](crate::preflight()) reports in advance what is missing.
 /// * **Scope**: all processes of the machine if the reader is in the initial PID namespace.
-///   Otherwise those of its own namespace, and of the others those that start and exit while
-///   the probe is loaded.
+///   Otherwise the processes of its own namespace, and those of other namespaces that start and
+///   exit while the probe is loaded.
 ///
 /// Dropping the probe detaches its programs and frees its maps.
 ///
