@@ -7,27 +7,27 @@ use procfs::process::Process;
 use super::{BTF_PATH, Kernel, Requirements, in_initial_pid_namespace};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How much the kernel is locked down, from `/sys/kernel/security/lockdown`.
+/// Kernel lockdown, from `/sys/kernel/security/lockdown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lockdown {
-    /// Not at all, or the kernel does not say.
+enum Lockdown {
+    /// Off, or not reported by the kernel.
     None,
-    /// `integrity`: no obstacle, probes only read.
+    /// `integrity`: no obstacle, because probes only read.
     Integrity,
     /// `confidentiality`: eBPF may not read kernel memory.
     Confidentiality,
 }
 
-/// Whether one thing that the probes need is there.
+/// One requirement of the probes, and whether the machine meets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Check {
-    /// What is needed.
+    /// The requirement.
     pub what: String,
-    /// The kind of error that loading a probe fails with if it is missing;
-    /// `None` if it is there.
+    /// Kind of the error that loading a probe fails with; `None` if the requirement is met.
     pub missing: Option<ErrorKind>,
-    /// What was found and, if something is missing, what to do.
+    /// What was found and, if something is missing, how to fix it.
     pub detail: String,
 }
 
@@ -41,30 +41,31 @@ impl Check {
     }
 }
 
-/// What [`preflight`] found.
+/// The result of [`preflight`](crate::preflight()).
 ///
 /// ```
 /// let preflight = ebpfmetrics::preflight();
 /// println!("{preflight}");
 /// if let Err(error) = preflight.require() {
-///     eprintln!("no measuring here: {error}");
+///     eprintln!("cannot measure on this machine: {error}");
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Preflight {
     checks: Vec<Check>,
 }
 
 impl Preflight {
-    /// Every check, in the order that they matter.
+    /// All checks, the most important first.
     pub fn checks(&self) -> &[Check] {
         &self.checks
     }
 
-    /// The first thing that is missing, as the error that loading would give.
+    /// Returns the first unmet requirement as the error that loading a probe would return.
     ///
     /// # Errors
-    /// The kind of the first check that is not met.
+    /// A requirement is not met.
     pub fn require(&self) -> Result<()> {
         for check in &self.checks {
             if let Some(kind) = check.missing {
@@ -124,17 +125,17 @@ const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
-/// What the machine has. Gathered first and judged afterwards, so that each
-/// judgement can be tested by taking one fact away.
+/// Facts about the machine. They are collected first and evaluated afterwards, so a test can
+/// remove one fact at a time.
 #[derive(Clone, Debug)]
 struct Facts {
     kernel_release: String,
     capabilities: Option<u64>,
     btf: bool,
     lockdown: Lockdown,
-    /// Hooks that are missing, with the probe that needs them.
+    /// Missing hooks, each with the probe that needs it.
     missing_hooks: BTreeSet<(&'static str, &'static str)>,
-    /// The limit in bytes, where the kernel charges maps to it.
+    /// The limit in bytes, if the kernel charges maps to it.
     memlock_limit: Option<u64>,
     in_initial_pid_namespace: bool,
 }
@@ -251,7 +252,7 @@ impl Facts {
         }
         let missing = |(probe, hook): &(&str, &str)| {
             let detail = format!(
-                "this kernel ({}) does not have it; probes need Linux 5.10 or newer",
+                "this kernel ({}) lacks it; Linux 5.10 or newer is required",
                 self.kernel_release
             );
             Check::missing(format!("hook {hook} of probe {probe}"), ErrorKind::HookMissing, detail)
@@ -259,13 +260,13 @@ impl Facts {
         self.missing_hooks.iter().map(missing).collect()
     }
 
-    /// No obstacle, but good to know: the iterators show this namespace only.
+    /// No obstacle, but good to know: the walk shows the processes of this namespace only.
     fn pid_namespace(&self) -> Check {
         let detail = if self.in_initial_pid_namespace {
-            "the initial one: all processes are seen"
+            "the initial one: all processes are visible"
         } else {
-            "not the initial one: only its processes are seen while they run; \
-             share the host's (hostPID: true, --pid=host) to see all"
+            "not the initial one: only its own processes are visible while they run; share the \
+             host's namespace (hostPID: true, --pid=host) to see all"
         };
         Check::met("PID namespace", detail)
     }
@@ -282,9 +283,8 @@ fn lockdown() -> Lockdown {
     }
 }
 
-/// Kernels before 5.11 charge maps to `RLIMIT_MEMLOCK`, later ones to the memory
-/// cgroup. Nothing in user space tells which but the version; it only decides
-/// what advice is given.
+/// Kernels before 5.11 charge maps to `RLIMIT_MEMLOCK`, later ones to the memory cgroup. Only
+/// the version shows which; it only decides the advice that is given.
 fn charges_memlock() -> bool {
     procfs::KernelVersion::current().is_ok_and(|version| (version.major, version.minor) < (5, 11))
 }
