@@ -2,6 +2,7 @@
 
 use crate::{
     collect::{collector::Collector, engine},
+    events::Events,
     kernel::checks::{Preflight, preflight_for},
     probes::cpu::Cpu,
 };
@@ -13,5 +14,6 @@ pub fn preflight() -> Preflight {
     preflight_for(&[
         (engine::PROCESS, engine::requirements()),
         (Cpu::NAME, Cpu::requirements()),
+        (Events::NAME, Events::requirements()),
     ])
 }
