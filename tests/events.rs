@@ -346,8 +346,10 @@ fn many_short_lived_processes_are_each_reported_once_with_all_they_used() {
     let rows = exited_in(&cpu, Some(pid));
     // of the whole tree: processes in the overflow have no parent any more
     let (of_all, of_few) = (exited_in(&cpu, None), exited_in(&few, None));
-    let of_few =
-        (of_few.0 + few.overflow.processes, of_few.1 + few.overflow.usage.cpu_time.as_nanos() as u64);
+    let of_few = (
+        of_few.0 + few.overflow.processes,
+        of_few.1 + few.overflow.usage.cpu_time.as_nanos() as u64,
+    );
     let folding = of_few.1 as f64 / of_all.1 as f64 - 1.0;
     let context = format!(
         "{count} processes: {} started, {} exited, {} lost, {} without usage; rusage {truth_ns} ns; \
@@ -533,8 +535,7 @@ fn events_of_a_single_probe_are_those_of_its_filter() {
     let _busy = keep_cpus_busy(hides_events());
     let mut listed = Workload::start(WORKLOAD, &["memory"]);
     let cpu = CpuProbe::builder().filter(Filter::processes([listed.pid()])).load().unwrap();
-    let mut events =
-        all().memory_threshold(100 * MIB).filter_of(&cpu).load().unwrap();
+    let mut events = all().memory_threshold(100 * MIB).filter_of(&cpu).load().unwrap();
     let mut other = Workload::start(WORKLOAD, &["memory"]);
     for worker in [&mut other, &mut listed] {
         worker.ask("map 1 150000");

@@ -17,9 +17,7 @@ fn hides_events() -> bool {
 
 /// Takes events until a process exits, or until that is late.
 fn exit_of(events: &mut Events, pid: u32, seen: &mut Vec<Event>) -> Option<Event> {
-    let is_it = |event: &Event| {
-        matches!(event, Event::ProcessExited { process, .. } if process.id.pid == pid)
-    };
+    let is_it = |event: &Event| matches!(event, Event::ProcessExited { process, .. } if process.id.pid == pid);
     let start = Instant::now();
     while start.elapsed() < LATE {
         events.wait(Duration::from_millis(100)).unwrap();
@@ -80,7 +78,7 @@ fn the_final_usage_is_there_until_a_snapshot_takes_it() {
         let least = if hides { truth - truth / 10 } else { truth };
         assert!((least..=truth).contains(&done), "{done} of {truth}: {io:#?}");
     };
-    whole(io.by_class.direct.read_bytes, read_bytes);
+    whole(io.by_class.foreground.read_bytes, read_bytes);
     whole(io.by_class.write_back.written_bytes, 1 << 20);
     assert!(read_bytes >= 50 * 4096, "and of its program: {read_bytes}");
     assert!(io.total.operations() > 50 && !io.devices.is_empty(), "{io:#?}");

@@ -1,6 +1,13 @@
 //! Filters: probes and sets that measure some processes only.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, process::{self, Command}, thread::sleep, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    process::{self, Command},
+    thread::sleep,
+    time::Duration,
+};
 
 use ebpfmetrics::{
     Cgroups, CpuProbe, CpuUsage, ErrorKind, Event, Events, Filter, Probe as _, ProbeSet, Snapshot,
@@ -8,9 +15,7 @@ use ebpfmetrics::{
     process::CgroupHierarchy,
     snapshot::Handle,
 };
-use ebpfmetrics_suite::{
-    Workload, adopt_orphans, poll, process_cpu_ns, schedstat, wait_for,
-};
+use ebpfmetrics_suite::{Workload, adopt_orphans, poll, process_cpu_ns, schedstat, wait_for};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 
@@ -96,7 +101,8 @@ fn a_tree_from_this_process_misses_no_child() {
         assert_used(&snapshot, snapshot.process(pid).unwrap().usage.cpu_time, truth_ns);
     }
     let snapshot = probes.snapshot().unwrap();
-    let found = |pid: &&u32| snapshot.process(**pid).is_some_and(|row| !row[cpu].cpu_time.is_zero());
+    let found =
+        |pid: &&u32| snapshot.process(**pid).is_some_and(|row| !row[cpu].cpu_time.is_zero());
     assert_eq!(pids.iter().filter(found).count(), pids.len());
 }
 

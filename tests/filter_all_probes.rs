@@ -70,7 +70,7 @@ fn devices_are_not_filtered() {
     assert!(near(row.usage.reads, truth.reads), "{context}");
     assert!(near(row.usage.writes + row.usage.flushes, truth.writes), "{context}");
     // the process is not known, the class is
-    assert_eq!(row.by_class.direct.reads, row.usage.reads, "{context}");
+    assert_eq!(row.by_class.foreground.reads, row.usage.reads, "{context}");
 }
 
 /// The process that writes pages back is not the one that dirtied them.

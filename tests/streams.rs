@@ -218,11 +218,6 @@ fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
         (programs, descriptors(), threads())
     };
     let gone = poll(Duration::from_secs(10), || (left() == (0, open, 0)).then_some(()));
-    assert!(
-        gone.is_some(),
-        "programs, descriptors, threads: {:?}, before {:?}",
-        left(),
-        (open, 0)
-    );
+    assert!(gone.is_some(), "programs, descriptors, threads: {:?}, before {:?}", left(), (open, 0));
     println!("intervals {fast}, {slow}, {set}; {restarts} restarts; {totals:?}");
 }

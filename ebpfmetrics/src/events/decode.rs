@@ -123,9 +123,7 @@ pub(super) mod tests {
         assert!(matches!(events[1], Event::ProcessExecuted { .. }));
         let Event::ProcessExited { exit_status, .. } = events[2] else { panic!("{events:?}") };
         assert_eq!(exit_status.code(), Some(7));
-        let Event::MemoryThreshold { resident_bytes, .. } = events[3] else {
-            panic!("{events:?}")
-        };
+        let Event::MemoryThreshold { resident_bytes, .. } = events[3] else { panic!("{events:?}") };
         assert_eq!(resident_bytes, 3 * 4096);
         assert!(matches!(events[4], Event::OomKilled { .. }));
     }
