@@ -208,10 +208,8 @@ impl Events {
     /// # Errors
     /// The kernel does not report them.
     pub fn health(&self) -> Result<Health> {
-        let mut health = Health::default();
-        health.map_bytes = self.object.map_bytes()?;
-        health.programs = self.object.program_count();
-        Ok(health)
+        let (map_bytes, programs) = (self.object.map_bytes()?, self.object.program_count());
+        Ok(Health { map_bytes, programs, degraded: Vec::new() })
     }
 
     /// How often the programs ran and how long they took, see
@@ -220,9 +218,7 @@ impl Events {
     /// # Errors
     /// The kernel does not report it.
     pub fn cost(&self) -> Result<Cost> {
-        let mut cost = Cost::default();
-        cost.programs = program_costs(&self.object)?;
-        Ok(cost)
+        Ok(Cost { programs: program_costs(&self.object)? })
     }
 }
 
