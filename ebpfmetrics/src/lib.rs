@@ -4,6 +4,7 @@
 
 mod collect;
 mod error;
+pub mod events;
 pub mod group;
 pub mod histogram;
 pub mod intervals;
@@ -21,6 +22,7 @@ pub mod snapshot;
 
 pub use collect::Filter;
 pub use error::{Error, ErrorKind, Result};
+pub use events::{Event, Events};
 pub use intervals::{Interval, Intervals};
 pub use kernel::{Kernel, checks::Preflight};
 pub use preflight::preflight;

@@ -2,6 +2,7 @@
 
 use crate::{
     collect::{collector::Collector, engine},
+    events::Events,
     kernel::checks::{Preflight, preflight_for},
     probes::{cpu::Cpu, slab::Slab},
 };
@@ -14,5 +15,6 @@ pub fn preflight() -> Preflight {
         (engine::PROCESS, engine::requirements()),
         (Cpu::NAME, Cpu::requirements()),
         (Slab::NAME, Slab::requirements()),
+        (Events::NAME, Events::requirements()),
     ])
 }
