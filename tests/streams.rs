@@ -1,147 +1,28 @@
-//! Intervals one after another.
+//! Intervals, blocking and as streams.
 
 use std::{
     collections::BTreeSet,
     future::poll_fn,
     pin::Pin,
+    sync::{Mutex, PoisonError},
     task::Poll,
-    thread::sleep,
     time::{Duration, Instant},
 };
 
 use ebpfmetrics::{
-    AnyProbe, CpuProbe, CpuSnapshot, DiskProbe, DiskSnapshot, Interval, IntervalStream, Joined,
-    JoinedSnapshot, Kernel, MemProbe, MemSnapshot, Probe, Snapshot as _,
+    CpuProbe, Kernel, Probe, ProbeSet, Window, cpu::CpuSnapshot, intervals::IntervalStream,
 };
-use ebpfmetrics_suite::{
-    LoopDevice, Workload, directory_on_disk, loaded_objects, poll, schedstat, settle,
-};
+use ebpfmetrics_suite::{Workload, loaded_objects, poll, schedstat};
 use futures_core::Stream;
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 
-/// Bytes of a writer, past the page cache.
-const BLOCK: u64 = 4096;
-
-#[test]
-fn a_consumer_that_oversleeps_gets_one_longer_interval_and_loses_nothing() {
-    let Some(files) = directory_on_disk("a_consumer_that_oversleeps") else { return };
-    let device = LoopDevice::new(files.path(), 64 << 20);
-    let kernel = Kernel::read().unwrap();
-    let probes = (
-        CpuProbe::builder().load_on(&kernel).unwrap(),
-        MemProbe::builder().load_on(&kernel).unwrap(),
-        DiskProbe::builder().load_on(&kernel).unwrap(),
-    );
-    drop(kernel);
-    let before = settle(device.name());
-    let every = Duration::from_millis(100);
-    let mut intervals = Joined::new(probes).unwrap().intervals(every);
-    let work = Workload::start(WORKLOAD, &["ping-pong", "1"]);
-    let mut worker = Workload::start(WORKLOAD, &["memory"]);
-    const WRITES: u64 = 10_000;
-    let path = device.path();
-    let writes = ["disk", "direct", path.to_str().unwrap(), "0", &WRITES.to_string()];
-    let mut writer = Workload::start(WORKLOAD, &writes);
-
-    // All of them began in the first interval: what they ever did is in the sum.
-    let pids = [work.pid(), worker.pid(), writer.pid()];
-    let mut told = Told::default();
-    let mut end = None;
-    let mut take = |interval: Interval<JoinedSnapshot<Three>>, told: &mut Told| {
-        let snapshot = interval.snapshot;
-        let window = snapshot.window;
-        assert!(end.is_none_or(|end| end == window.start_ns), "intervals touch");
-        end = Some(window.end_ns);
-        told.add(&snapshot, pids, device.name(), interval.missed_ticks);
-        (window.duration(), interval.missed_ticks)
-    };
-    take(intervals.next().unwrap().unwrap(), &mut told);
-    writer.tell("go");
-    for round in 0..8 {
-        worker.ask("map 1 4000");
-        worker.ask("touch 1");
-        worker.ask("unmap 1");
-        let oversleeps = round == 4;
-        if oversleeps {
-            sleep(5 * every + every / 2);
-        }
-        let (long, missed) = take(intervals.next().unwrap().unwrap(), &mut told);
-        assert!(!oversleeps || (long > 5 * every && missed >= 4), "{long:?}, {missed} missed");
-    }
-    assert_eq!(writer.line(), "done");
-    run_on_and_stop(&work);
-    let faults = worker.ask("faults");
-    let written = settle(device.name()).since(&before).written_bytes;
-    take(intervals.next().unwrap().unwrap(), &mut told);
-
-    assert_all_told(told.cpu_time, work.pid());
-    assert_eq!(told.minor_faults.to_string(), faults.split_whitespace().next().unwrap());
-    // the kernel's own account, which no event can be hidden from
-    assert_eq!((told.accounted, proc_io(writer.pid())), (WRITES * BLOCK, WRITES * BLOCK));
-    assert_eq!(written, WRITES * BLOCK, "nobody else writes there");
-    // some machines hide completions, and new kernels skip some, which is told
-    let hidden = if told.sees_first { 0 } else { WRITES / 200 + 3 };
-    let least = (WRITES - hidden - told.run_skipped) * BLOCK;
-    for (of, bytes) in [("process", told.written), ("device", told.written_to_device)] {
-        assert!((least..=WRITES * BLOCK).contains(&bytes), "{of}: {told:?}");
-    }
-    assert!(!told.sees_first || told.exit_record_missing == 0, "{told:?}");
-    println!("{told:?}");
-}
-
-type Three = (CpuSnapshot, MemSnapshot, DiskSnapshot);
-
-/// The sums over intervals.
-#[derive(Debug, Default)]
-struct Told {
-    intervals: u64,
-    missed_ticks: u64,
-    cpu_time: Duration,
-    minor_faults: u64,
-    /// By the writer, as its requests were seen to be done.
-    written: u64,
-    written_to_device: u64,
-    /// By the writer, as the kernel accounts for it.
-    accounted: u64,
-    run_skipped: u64,
-    exit_record_missing: u64,
-    sees_first: bool,
-}
-
-impl Told {
-    fn add(
-        &mut self,
-        snapshot: &JoinedSnapshot<Three>,
-        [work, worker, writer]: [u32; 3],
-        device: &str,
-        missed_ticks: u64,
-    ) {
-        let (cpu, mem, disk) = &snapshot.parts;
-        let writer = &disk.process(writer).unwrap().usage;
-        let loss = |cause| snapshot.losses.get(cause).unwrap();
-        self.intervals += 1;
-        self.missed_ticks += missed_ticks;
-        self.cpu_time += cpu.process(work).unwrap().usage.cpu_time;
-        self.minor_faults += mem.process(worker).unwrap().usage.minor_faults;
-        self.written += writer.total.written_bytes;
-        self.written_to_device += disk.device(device).map_or(0, |row| row.usage.written_bytes);
-        self.accounted += writer.dirtied_bytes.unwrap();
-        self.run_skipped += loss("run_skipped");
-        self.exit_record_missing += loss("exit_record_missing");
-        self.sees_first = disk.process(1).is_some();
-    }
-}
-
-/// `write_bytes` of a process.
-fn proc_io(pid: u32) -> u64 {
-    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-    line.unwrap().parse().unwrap()
-}
+/// One test counts the descriptors of this process.
+static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn ticks_do_not_drift() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let every = Duration::from_millis(50);
     let mut intervals = CpuProbe::builder().load().unwrap().intervals(every);
     let start = intervals.next().unwrap().unwrap().snapshot.window.end_ns;
@@ -160,8 +41,8 @@ fn ticks_do_not_drift() {
     assert_eq!(probe.snapshot().unwrap().window.start_ns, end);
 }
 
-/// Stops a process when it has run on for a while. What it was told while it ran may be
-/// ahead by what a hypervisor took, and is never taken back: by then it has run for that.
+/// Stops a process after it has run for a while. While it runs, its reported time may be ahead
+/// by what a hypervisor took. Reported time is never taken back; after a while it is exceeded.
 fn run_on_and_stop(work: &Workload) {
     let cpu_ns = || schedstat(work.pid()).unwrap().cpu_ns;
     let enough = cpu_ns() + 50_000_000;
@@ -169,10 +50,10 @@ fn run_on_and_stop(work: &Workload) {
     work.stop();
 }
 
-/// Of a process that was stopped.
+/// For a process that was stopped.
 #[track_caller]
-fn assert_all_told(told: Duration, pid: u32) {
-    assert_eq!(told.as_nanos() as u64, schedstat(pid).unwrap().cpu_ns);
+fn assert_complete(total: Duration, pid: u32) {
+    assert_eq!(total.as_nanos() as u64, schedstat(pid).unwrap().cpu_ns);
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -183,19 +64,26 @@ async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
     poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await
 }
 
+/// The window of a snapshot, and the CPU time of a process in it.
+type CpuTime<P> = Box<dyn Fn(&<P as Probe>::Snapshot, u32) -> (Window, Duration)>;
+
 /// A stream whose windows touch, with the CPU time of a process in them.
-struct Watched<P: Probe> {
-    /// There but for the moment between its end and its next start.
+struct Measured<P: Probe> {
+    /// `None` only between its end and its next start.
     stream: Option<IntervalStream<P>>,
-    cpu_time: fn(&P::Snapshot, u32) -> Duration,
+    cpu_time: CpuTime<P>,
     intervals: u64,
     sum: Duration,
     end: Option<u64>,
 }
 
-impl<P: Probe + Unpin> Watched<P> {
-    fn new(probe: P, every: Duration, cpu_time: fn(&P::Snapshot, u32) -> Duration) -> Self {
-        let stream = Some(probe.stream(every));
+impl<P: Probe> Measured<P> {
+    fn new(
+        probe: P,
+        every: Duration,
+        cpu_time: impl Fn(&P::Snapshot, u32) -> (Window, Duration) + 'static,
+    ) -> Self {
+        let (stream, cpu_time) = (Some(probe.stream(every)), Box::new(cpu_time));
         Self { stream, cpu_time, intervals: 0, sum: Duration::ZERO, end: None }
     }
 
@@ -205,14 +93,14 @@ impl<P: Probe + Unpin> Watched<P> {
     }
 
     fn take(&mut self, snapshot: &P::Snapshot, pid: u32) {
-        let window = snapshot.window();
+        let (window, cpu_time) = (self.cpu_time)(snapshot, pid);
         assert!(self.end.is_none_or(|end| end == window.start_ns), "intervals touch");
         self.end = Some(window.end_ns);
         self.intervals += 1;
-        self.sum += (self.cpu_time)(snapshot, pid);
+        self.sum += cpu_time;
     }
 
-    /// Cancels it in whatever it is doing.
+    /// Ends it, whatever it is doing.
     async fn end(&mut self, pid: u32) -> P {
         let (probe, under_way) = self.stream.take().unwrap().into_inner().await.unwrap();
         if let Some(interval) = under_way {
@@ -226,8 +114,8 @@ impl<P: Probe + Unpin> Watched<P> {
         self.stream = Some(probe.stream(every));
     }
 
-    /// All that its windows had, and those that began before its end.
-    async fn told(mut self, pid: u32) -> (Duration, u64) {
+    /// Sum and number of its windows, including the last one.
+    async fn total(mut self, pid: u32) -> (Duration, u64) {
         let mut probe = self.end(pid).await;
         let last = probe.reset().unwrap();
         self.take(&last, pid);
@@ -254,30 +142,34 @@ fn programs() -> BTreeSet<u32> {
     texts.filter_map(id).collect()
 }
 
+/// Number of threads that tokio has started.
 fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("tokio")).count()
 }
 
 #[test]
 fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let long = std::env::var_os("EBPFMETRICS_LONG").is_some();
     let duration = Duration::from_secs(if long { 60 } else { 6 });
     let ms = Duration::from_millis;
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let (open, alone) = (descriptors(), threads());
+    let open = descriptors();
     let runtime = runtime();
-    let (told, restarts, loaded) = runtime.block_on(async {
+    let (totals, restarts, loaded) = runtime.block_on(async {
         let kernel = Kernel::read().unwrap();
         let cpu = || CpuProbe::builder().load_on(&kernel).unwrap();
-        let of = |snapshot: &CpuSnapshot, pid| snapshot.process(pid).unwrap().usage.cpu_time;
-        let memory = MemProbe::builder().load_on(&kernel).unwrap();
-        let disk = DiskProbe::builder().load_on(&kernel).unwrap();
-        let set = vec![AnyProbe::new(memory), AnyProbe::new(cpu()), AnyProbe::new(disk)];
-        let set = Joined::new(set).unwrap();
-        let mut fast = Watched::new(cpu(), ms(100), of);
-        let mut slow = Watched::new(cpu(), ms(300), of);
-        let mut set = Watched::new(set, ms(700), |snapshot, pid| {
-            snapshot.part::<CpuSnapshot>().unwrap().process(pid).unwrap().usage.cpu_time
+        let of = |snapshot: &CpuSnapshot, pid| {
+            (snapshot.window, snapshot.process(pid).unwrap().usage.cpu_time)
+        };
+        let mut set = ProbeSet::builder().build_on(&kernel).unwrap();
+        let of_set = set.add_on(CpuProbe::builder(), &kernel).unwrap();
+        let mut fast = Measured::new(cpu(), ms(100), of);
+        let mut slow = Measured::new(cpu(), ms(300), of);
+        let mut set = Measured::new(set, ms(700), move |snapshot, pid| {
+            (snapshot.window, snapshot.process(pid).unwrap()[of_set].cpu_time)
         });
         drop(kernel);
         let work = Workload::start(WORKLOAD, &["ping-pong", "1"]);
@@ -289,7 +181,7 @@ fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
         let loaded = programs();
         assert!(loaded.len() > 15, "{loaded:?}");
         while Instant::now() < deadline {
-            // Whatever is not ready is dropped here in the middle of waiting or reading.
+            // Futures that are not ready are dropped here, while they wait or read.
             tokio::select! {
                 snapshot = fast.next() => fast.take(&snapshot, pid),
                 snapshot = slow.next() => slow.take(&snapshot, pid),
@@ -305,31 +197,27 @@ fn streams_of_different_intervals_run_side_by_side_and_leave_nothing() {
                 next_restart = Instant::now() + ms(1500);
             }
         }
-        // a read has one open while it is under way
+        assert!(threads() > 0, "reads are on threads of the runtime");
+        // a read in progress has one descriptor open
         let now = descriptors();
         assert!((open..=open + 3).contains(&now), "{now} descriptors, {open} at first");
         run_on_and_stop(&work);
-        let told = [fast.told(pid).await, slow.told(pid).await, set.told(pid).await];
-        for (cpu_time, _) in told {
-            assert_all_told(cpu_time, pid);
+        let totals = [fast.total(pid).await, slow.total(pid).await, set.total(pid).await];
+        for (cpu_time, _) in totals {
+            assert_complete(cpu_time, pid);
         }
-        (told, restarts, loaded)
+        (totals, restarts, loaded)
     });
     assert_eq!(runtime.metrics().num_alive_tasks(), 0);
     drop(runtime);
-    let [fast, slow, set] = told.map(|(_, intervals)| intervals);
-    assert!(fast > slow && slow > set, "{told:?}");
+    let [fast, slow, set] = totals.map(|(_, intervals)| intervals);
+    assert!(fast > slow && slow > set, "{totals:?}");
     assert!(restarts >= duration.as_secs() as u32 / 3, "{restarts} restarts");
     let left = || {
         let programs = loaded_objects().programs.intersection(&loaded).count();
         (programs, descriptors(), threads())
     };
-    let gone = poll(Duration::from_secs(10), || (left() == (0, open, alone)).then_some(()));
-    assert!(
-        gone.is_some(),
-        "programs, descriptors, threads: {:?}, before {:?}",
-        left(),
-        (open, alone)
-    );
-    println!("intervals {fast}, {slow}, {set}; {restarts} restarts; {told:?}");
+    let gone = poll(Duration::from_secs(10), || (left() == (0, open, 0)).then_some(()));
+    assert!(gone.is_some(), "programs, descriptors, threads: {:?}, before {:?}", left(), (open, 0));
+    println!("intervals {fast}, {slow}, {set}; {restarts} restarts; {totals:?}");
 }

@@ -5,6 +5,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Category of an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The caller may not use eBPF. A capability is missing, or a security module or a

@@ -4,6 +4,7 @@
 
 mod collect;
 mod error;
+pub mod events;
 pub mod group;
 pub mod histogram;
 pub mod intervals;
@@ -21,11 +22,13 @@ pub mod snapshot;
 
 pub use collect::Filter;
 pub use error::{Error, ErrorKind, Result};
+pub use events::{Event, Events};
 pub use intervals::{Interval, Intervals};
 pub use kernel::{Kernel, checks::Preflight};
 pub use preflight::preflight;
 pub use probe::Probe;
 pub use probes::cpu::{self, CpuProbe, CpuUsage};
+pub use probes::slab::{self, SlabProbe, SlabUsage};
 pub use process::{Cgroups, Comm, ProcessId, ProcessInfo};
 pub use set::{ProbeSet, ProbeSetBuilder};
 pub use snapshot::{Handle, Losses, Process, Snapshot, Usage, Window};

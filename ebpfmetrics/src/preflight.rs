@@ -2,8 +2,9 @@
 
 use crate::{
     collect::{collector::Collector, engine},
+    events::Events,
     kernel::checks::{Preflight, preflight_for},
-    probes::cpu::Cpu,
+    probes::{cpu::Cpu, slab::Slab},
 };
 
 /// Reports what the machine lacks and how to fix it. It loads nothing.
@@ -13,5 +14,7 @@ pub fn preflight() -> Preflight {
     preflight_for(&[
         (engine::PROCESS, engine::requirements()),
         (Cpu::NAME, Cpu::requirements()),
+        (Slab::NAME, Slab::requirements()),
+        (Events::NAME, Events::requirements()),
     ])
 }

@@ -4,13 +4,6 @@
 
 EBPFMETRICS_LICENSE;
 
-struct bpf_iter__bpf_map_elem {
-	struct bpf_iter_meta *meta;
-	struct bpf_map *map;
-	void *key;
-	void *value;
-} __attribute__((preserve_access_index));
-
 enum { CALLED, NOT_CALLED, FIRST, SECOND, COUNTS };
 
 const volatile u8 step = 1;

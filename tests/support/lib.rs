@@ -11,6 +11,7 @@ mod memory_limit;
 mod oracle;
 mod privilege;
 mod slab_trace;
+mod slab_work;
 mod swap;
 
 pub use child::{
@@ -31,4 +32,5 @@ pub use oracle::{
 };
 pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock, mount_cgroups};
 pub use slab_trace::{SlabEvent, SlabTrace};
+pub use slab_work::{run_slab_command, skipped, slab_usage, wait_until_asleep};
 pub use swap::SwapFile;

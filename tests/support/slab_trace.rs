@@ -1,13 +1,13 @@
-//! What the kernel's own tracer says of the slab allocator, event by event.
+//! Events of the slab allocator, recorded by the kernel's own tracer.
 
 use std::{fs, os::fd::AsRawFd as _, os::fd::OwnedFd, path::PathBuf};
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-/// ftrace of all allocations and frees, in an instance of its own that ends with
-/// the value.
+/// ftrace of all allocations and frees, in its own instance, which is removed when the value
+/// is dropped.
 pub struct SlabTrace {
-    /// tracefs, mounted nowhere: gone with the descriptor.
+    /// tracefs, mounted without a path; unmounted with the descriptor.
     _mount: OwnedFd,
     instance: PathBuf,
 }
@@ -16,11 +16,11 @@ pub struct SlabTrace {
 #[derive(Clone, Copy, Debug)]
 pub struct SlabEvent {
     pub tid: u32,
-    /// `CLOCK_MONOTONIC`, cut to us.
+    /// `CLOCK_MONOTONIC`, rounded down to us.
     pub at_ns: u64,
     /// Of the object, or a hash of it.
     pub address: u64,
-    /// The size that was handed out; `None` for a free.
+    /// The allocated size; `None` for a free.
     pub allocated_bytes: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ impl SlabTrace {
         this
     }
 
-    /// All events so far, in the order of time.
+    /// Stops the trace; returns its events in the order of time.
     pub fn stop(self) -> Vec<SlabEvent> {
         self.set("tracing_on", "0");
         for cpu in fs::read_dir(self.instance.join("per_cpu")).unwrap().flatten() {

@@ -1,4 +1,4 @@
-//! Processes that have the kernel allocate.
+//! Processes for which the kernel allocates.
 
 use std::{
     io::{self, BufRead as _},
@@ -14,9 +14,9 @@ use anyhow::{Context as _, Error};
 
 use crate::tell;
 
-/// Opens and closes, as lines of input say: `pipes N`, `threads N` (four threads, N
-/// pipes each), `sockets N`, `hold N` (pipes) and `drop` (those held). Tells when it
-/// is done, and the threads that it took for it.
+/// Opens and closes files by commands, one per line of input: `pipes N`, `threads N` (four
+/// threads with N pipes each), `sockets N`, `hold N` (pipes) and `drop` (the held pipes).
+/// Prints `done` and the ids of the threads that it started.
 pub(crate) fn serve() -> anyhow::Result<()> {
     let mut held = Vec::with_capacity(10_000);
     tell("ready")?;
@@ -69,7 +69,7 @@ pub(crate) fn send(count: u32) -> anyhow::Result<()> {
     Ok(receiver.kill()?)
 }
 
-/// The process that is started for it, with a socket as its input.
+/// The receiving process of [`send`]. Its standard input is the socket.
 pub(crate) fn receive(count: u32) -> anyhow::Result<()> {
     let socket = UnixDatagram::from(io::stdin().as_fd().try_clone_to_owned()?);
     tell("receiving")?;

@@ -8,7 +8,7 @@
 /* Counters of a process or of one of its tasks. */
 struct cpu_totals_record {
 	u64 sum_exec_ns;
-	u64 charged_ns; /* SchedSwitch */
+	u64 charged_ns; /* with SchedSwitch */
 	u64 user_ns;
 	u64 system_ns;
 	u64 voluntary_switches;
@@ -18,9 +18,9 @@ struct cpu_totals_record {
 };
 
 /*
- * The kernel sums up the time of dead threads in signal_struct, but not their waits and
- * migrations: those are added here as threads exit. The rest is set when the last thread
- * exits, and again at the release.
+ * The kernel sums up the times and switches of dead threads in signal_struct, but not their
+ * waits and migrations: those are added here as threads exit. The rest is set when the last
+ * thread exits, and again at the release.
  */
 struct cpu_ended_record {
 	struct cpu_totals_record totals;

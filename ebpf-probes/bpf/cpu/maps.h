@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* What the hook of SchedSwitch counts, for the object `cpu` and for the walk. */
+/* Counters of the SchedSwitch hook, for the object `cpu` and for the walk. */
 #ifndef EBPFMETRICS_CPU_MAPS_H
 #define EBPFMETRICS_CPU_MAPS_H
 
@@ -7,7 +7,7 @@
 
 /* Names and order become `CpuLoss` in Rust. */
 enum cpu_loss {
-	CPU_LOSS_SWITCH_UNMATCHED, /* a switch to this task was not seen: its slice is missing */
+	CPU_LOSS_SWITCH_UNMATCHED, /* the switch to a task was not seen: its slice is missing */
 	CPU_LOSS_SWITCH_TABLE_FULL, /* `cpu_overflow` full: a slice is missing */
 	CPU_LOSSES,
 };
@@ -18,9 +18,9 @@ DEFINE_LOSSES(cpu, CPU_LOSSES)
 const volatile u32 cpu_slot_mask = 0;
 
 /*
- * What runs on a CPU, and its sum_exec_runtime when it was switched in. One cache line
- * per CPU, written by that CPU alone, read by the walk; `primed` is written by the walk
- * alone, before the first switch on that CPU.
+ * The task that runs on a CPU, and its sum_exec_runtime when it was switched in. One cache
+ * line per CPU, written by that CPU only and read by the walk. The `primed` fields are written
+ * by the walk only, before the first switch on that CPU.
  */
 struct cpu_current {
 	u64 sum_exec_ns;
@@ -40,8 +40,8 @@ struct {
 
 /*
  * The time charged to a process, in the slot of its pid modulo the size. A slot belongs to
- * the process that claimed it first; one that finds another there goes to `cpu_overflow`.
- * Threads of one process add from several CPUs: atomic adds.
+ * the process that claimed it first, until its release. A process that finds its slot taken
+ * is counted in `cpu_overflow`. Threads of one process add from several CPUs: atomic adds.
  */
 struct cpu_slot {
 	u64 owner;
@@ -64,9 +64,9 @@ struct {
 } cpu_overflow SEC(".maps");
 
 /*
- * Names a process for its whole life, threads and exec included, at the price of one
- * load. The kernel reuses a signal_struct after the release; the pid tells the new process
- * apart even then.
+ * Identifies a process for its whole life, through exec and for all threads, at the cost of
+ * one load. The kernel reuses a signal_struct after the release; the pid distinguishes the
+ * new process.
  */
 static __always_inline u64 cpu_owner(u64 signal, u32 tgid)
 {

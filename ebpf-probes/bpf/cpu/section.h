@@ -11,9 +11,9 @@
 const volatile bool cpu_on = false;
 const volatile bool cpu_account_switches = false;
 /*
- * Where the per-CPU variables runqueues, root_cpuacct_cpuusage and steal_time lie in the
- * per-CPU area, from the kernel's BTF: their distance leads from one to the other. 0 where
- * the BTF does not say.
+ * Offsets of the per-CPU variables runqueues, root_cpuacct_cpuusage and steal_time in the
+ * per-CPU area, from the kernel's BTF. Their differences lead from one variable to another.
+ * 0 if the BTF does not have the variable.
  */
 const volatile u64 cpu_runqueues_offset = 0;
 const volatile u64 cpu_cpuacct_offset = 0;
@@ -32,21 +32,21 @@ enum cpu_task_flags {
 };
 
 /*
- * One task. `dead` are the totals of threads of the same process that have been released
- * before; user space adds up what belongs together.
+ * One task. `dead` are the totals of threads of the same process that were released before;
+ * user space adds them up.
  */
 struct cpu_task_record {
 	struct record_head head;
 	struct cpu_totals_record own;
 	struct cpu_totals_record dead; /* charged_ns: of the whole process */
 	/*
-	 * For a task on a CPU: now, on BPF's clock, less the moment of the last update of
-	 * sum_exec_ns, on the scheduler's clock. User space knows the distance between these
+	 * For a task on a CPU: the current time on BPF's clock minus the time of the last update
+	 * of sum_exec_ns on the scheduler's clock. User space subtracts the offset between these
 	 * clocks.
 	 */
 	u64 running_raw_ns;
-	u64 arrived_raw_ns; /* the same since it was switched in */
-	u64 queued_raw_ns; /* the same since it began to wait for a CPU */
+	u64 arrived_raw_ns; /* the same, since it was switched in */
+	u64 queued_raw_ns; /* the same, since it began to wait for a CPU */
 	u64 read_at_ns; /* CLOCK_MONOTONIC; set if it runs or waits */
 	u64 switched_in_ns; /* SchedSwitch: sum_exec_ns when it was switched in */
 	u32 cpu;
@@ -55,7 +55,7 @@ struct cpu_task_record {
 
 enum cpu_cpu_flags {
 	CPU_CPU_HAS_IDLE = 1 << 0,
-	CPU_CPU_IDLE_LACKS_CLOCK_OFFSET = 1 << 1, /* add BPF's clock less the scheduler's */
+	CPU_CPU_IDLE_LACKS_CLOCK_OFFSET = 1 << 1, /* add BPF's clock minus the scheduler's */
 	CPU_CPU_IDLE_HOLDS_INTERRUPTED = 1 << 2, /* subtract interrupted_ns */
 };
 
@@ -64,8 +64,8 @@ struct cpu_cpu_record {
 	u32 cpu;
 	u32 flags;
 	u64 now_ns;
-	u64 idle_ns; /* only differences mean anything */
-	u64 interrupted_ns; /* interrupts and stolen time, as far as the kernel accounts them */
+	u64 idle_ns; /* only differences are meaningful */
+	u64 interrupted_ns; /* interrupts and stolen time, as far as the kernel accounts for them */
 };
 
 static __always_inline u64 cpu_charged_to(u64 owner, u32 tgid)
@@ -94,7 +94,7 @@ static __always_inline void cpu_forget(u64 owner, u32 tgid)
 	bpf_map_delete_elem(&cpu_overflow, &owner);
 }
 
-/* The address of a variable at another offset of the same CPU's per-CPU area. */
+/* The address of the variable at this offset in the per-CPU area of the same CPU. */
 static __always_inline u64 cpu_beside_run_queue(struct cfs_rq *cfs_rq, u64 offset)
 {
 	u64 address = 0;
@@ -103,7 +103,7 @@ static __always_inline u64 cpu_beside_run_queue(struct cfs_rq *cfs_rq, u64 offse
 	return address + offset - cpu_runqueues_offset;
 }
 
-/* What KVM reports to a guest about a CPU: the start of kvm_steal_time, an ABI. */
+/* What KVM reports to a guest about a CPU: the start of struct kvm_steal_time, which is ABI. */
 struct stolen_time {
 	u64 ns;
 	u32 version;
@@ -113,9 +113,9 @@ struct stolen_time {
 };
 
 /*
- * Time that the hypervisor took from a CPU since the scheduler's last update. It is not
- * the running task's, and the scheduler will leave it out at its next update. Returns all
- * of the time since then if the hypervisor has taken the CPU away right now.
+ * Time that the hypervisor took from a CPU since the scheduler's last update. It is not time
+ * of the running task; the scheduler leaves it out at its next update. Returns a value that
+ * is larger than any time since then if the hypervisor has taken the CPU away right now.
  */
 static __always_inline u64 cpu_unseen_steal(struct cfs_rq *cfs_rq)
 {
@@ -130,7 +130,7 @@ static __always_inline u64 cpu_unseen_steal(struct cfs_rq *cfs_rq)
 	return steal.preempted & 1 ? ~0ULL >> 1 : steal.ns - seen;
 }
 
-/* What the scheduler has not added to sum_exec_runtime of a running task yet. */
+/* Reads the time that the scheduler has not added to sum_exec_runtime of a running task yet. */
 static __always_inline void cpu_read_running(struct cpu_task_record *r, struct task_struct *task)
 {
 	struct rq *rq = task->se.cfs_rq->rq;
@@ -138,7 +138,7 @@ static __always_inline void cpu_read_running(struct cpu_task_record *r, struct t
 
 	r->cpu = rq->cpu;
 	if (rq->curr != task) {
-		/* waiting for a CPU: on a queue since last_queued */
+		/* waits for a CPU since last_queued */
 		if (has_run_queue_wait() && task->sched_info.last_queued) {
 			r->read_at_ns = bpf_ktime_get_ns();
 			r->queued_raw_ns = r->read_at_ns - task->sched_info.last_queued;
@@ -147,8 +147,8 @@ static __always_inline void cpu_read_running(struct cpu_task_record *r, struct t
 		return;
 	}
 	/*
-	 * Sum and start must belong together: read again if an update came between. Ask last
-	 * whether it still runs, for this CPU may be held up here for long.
+	 * Sum and start must belong together: read again if an update came in between. Check
+	 * last whether the task still runs, because this CPU may be interrupted here for long.
 	 */
 	for (int i = 0; i < 3; i++) {
 		u64 start = *(volatile u64 *)&task->se.exec_start;
@@ -172,7 +172,7 @@ static __always_inline void cpu_read_running(struct cpu_task_record *r, struct t
 	r->own.sum_exec_ns = *(volatile u64 *)&task->se.sum_exec_runtime;
 }
 
-/* SchedSwitch: what was charged to the process, and since when the task runs. */
+/* SchedSwitch: reads what was charged to the process, and since when the task runs. */
 static __always_inline void cpu_read_charges(struct cpu_task_record *r, struct task_struct *task)
 {
 	u32 cpu = r->cpu, tid = task->pid;
@@ -200,7 +200,7 @@ static __always_inline void cpu_read_charges(struct cpu_task_record *r, struct t
 	r->flags |= CPU_TASK_SWITCHED_IN;
 }
 
-/* What the kernel has summed up of dead threads. */
+/* Reads the sums over dead threads that the kernel keeps. */
 static __always_inline void cpu_read_dead(struct cpu_totals_record *dead,
 					  struct signal_struct *signal)
 {
@@ -223,7 +223,7 @@ static __always_inline void cpu_walk_task(struct bpf_iter__task *ctx, struct tas
 	r.own.involuntary_switches = task->nivcsw;
 	if (has_run_queue_wait())
 		r.flags |= CPU_TASK_HAS_RUN_QUEUE_WAIT;
-	/* an exiting thread leaves its waits and migrations in `ended`: not twice */
+	/* waits and migrations of an exiting thread are in `ended`: do not count them twice */
 	if (!(task->flags & PF_EXITING)) {
 		if (has_run_queue_wait())
 			r.own.run_queue_wait_ns = task->sched_info.run_delay;
@@ -242,9 +242,9 @@ static __always_inline void cpu_walk_task(struct bpf_iter__task *ctx, struct tas
 }
 
 /*
- * Idle time of a CPU: all time that no task ran, where the scheduler keeps the time of its
- * tasks. A task that is being switched in is current before its arrival is noted, and
- * until then it still counts as queued: read again.
+ * Idle time of a CPU: all time in which no task ran, on kernels whose scheduler keeps the
+ * time of all tasks. A task that is being switched in becomes current before its arrival is
+ * stored; until then it still counts as queued: read again.
  */
 static __always_inline void cpu_idle_from_run_queue(struct cpu_cpu_record *r, struct rq *rq)
 {
@@ -269,8 +269,8 @@ static __always_inline void cpu_idle_from_run_queue(struct cpu_cpu_record *r, st
 }
 
 /*
- * The same from the time that the scheduler charged to all tasks of a CPU. It charges no
- * interrupts and no stolen time, so those are still part of the idle time here.
+ * The same, from the time that the scheduler charged to all tasks of a CPU. It does not
+ * charge interrupts and stolen time, so the idle time still includes them here.
  */
 static __always_inline void cpu_idle_from_cpuacct(struct cpu_cpu_record *r, struct cfs_rq *cfs_rq)
 {
@@ -296,7 +296,7 @@ static __always_inline void cpu_idle_from_cpuacct(struct cpu_cpu_record *r, stru
 	}
 }
 
-/* Every CPU has one cpuhp/N thread that never leaves it: the way to its run queue. */
+/* Every CPU has one thread cpuhp/N that never leaves it. It leads to the run queue. */
 static __always_inline bool cpu_has_run_queue_of(struct task_struct *task)
 {
 	return (task->flags & PF_KTHREAD) && task->comm[0] == 'c' && task->comm[1] == 'p' &&
@@ -323,7 +323,7 @@ static __always_inline void cpu_walk_cpu(struct bpf_iter__task *ctx, struct task
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 }
 
-/* A thread exits: the kernel will not keep its waits and migrations. */
+/* A thread exits. The kernel does not keep its waits and migrations. */
 static __always_inline void cpu_thread_exit(struct process_ended_record *ended,
 					    struct task_struct *task)
 {
@@ -342,7 +342,7 @@ static __always_inline void cpu_add_task(struct cpu_totals_record *sum, struct t
 	sum->involuntary_switches += task->nivcsw;
 }
 
-/* The last thread exits: the best that is known until the release. */
+/* The last thread exits: the counters until the release. */
 static __always_inline void cpu_last_exit(struct process_ended_record *ended,
 					  struct task_struct *task)
 {
@@ -350,7 +350,7 @@ static __always_inline void cpu_last_exit(struct process_ended_record *ended,
 
 	cpu_read_dead(totals, task->signal);
 	cpu_add_task(totals, task);
-	/* a leader that ended before its last thread is in no sum until its release */
+	/* a leader that exited before the last thread is in no sum until its release */
 	if (task->pid != task->tgid)
 		cpu_add_task(totals, task->group_leader);
 	if (cpu_account_switches)
@@ -358,7 +358,7 @@ static __always_inline void cpu_last_exit(struct process_ended_record *ended,
 		    cpu_charged_to(cpu_owner(signal_of(task), task->tgid), task->tgid);
 }
 
-/* A process is released: signal_struct holds the time of all its threads. */
+/* A process is released: signal_struct holds the times of all its threads. */
 static __always_inline void cpu_release(struct process_ended_record *ended,
 					struct cpu_totals_record *overflow,
 					struct task_struct *leader)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* What every object shares: the key of a process, record heads and loss counters. */
+/* Shared by all objects: the key of a process, record heads and loss counters. */
 #ifndef EBPFMETRICS_COMMON_H
 #define EBPFMETRICS_COMMON_H
 
@@ -8,10 +8,10 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
-/* The kernel gives the helpers that the probes need to GPL programs only. */
+/* Some helpers that the probes need are available to GPL programs only. */
 #define EBPFMETRICS_LICENSE char LICENSE[] SEC("license") = "Dual MIT/GPL"
 
-/* A pid is reused after its process is gone. A pid with its start time is unique. */
+/* Identifies a process: a pid can be reused, a pid with a start time cannot. */
 struct process_key {
 	u64 start_ns; /* start_boottime of the group leader */
 	u32 tgid;
@@ -28,13 +28,13 @@ struct record_head {
 #define RECORD_HEAD(section_id, kind_id, type)                                                     \
 	((struct record_head){.section = section_id, .kind = kind_id, .size = sizeof(type)})
 
-/* Puts a type into the object's BTF that no map and no function there mentions. */
+/* Adds a type to the object's BTF that no map and no function of it uses. */
 #define EMIT_BTF(type) asm volatile("" ::"r"(bpf_core_type_id_local(type)))
 
 /*
- * Counts what a probe could not measure: one slot per cause, in the order of the
- * probe's `enum NAME_loss`. Per CPU, so an increment needs no atomic operation; an
- * interrupt between load and store can lose one of two losses, but never both.
+ * Counts what a probe could not measure: one element per cause, in the order of the
+ * probe's `enum NAME_loss`. Per CPU, so an increment needs no atomic operation. If an
+ * interrupt arrives between load and store, one of two losses may not be counted.
  */
 #define DEFINE_LOSSES(name, count)                                                                 \
 	struct {                                                                                   \

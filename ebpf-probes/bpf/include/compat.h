@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * One accessor per difference between kernels, each with the change that made
- * it. Probes read through these and never ask for a version.
+ * One accessor per difference between kernels, each with the change that introduced it.
+ * Probes use these accessors and never check a kernel version.
  */
 #ifndef EBPFMETRICS_COMPAT_H
 #define EBPFMETRICS_COMPAT_H
@@ -9,8 +9,8 @@
 #include "common.h"
 
 /*
- * Without CONFIG_SCHED_INFO (neither SCHEDSTATS nor TASK_DELAY_ACCT) a task has
- * no run queue wait.
+ * Without CONFIG_SCHED_INFO (neither SCHEDSTATS nor TASK_DELAY_ACCT) the kernel does not
+ * measure the time that tasks wait for a CPU.
  */
 static __always_inline bool has_run_queue_wait(void)
 {
@@ -18,8 +18,8 @@ static __always_inline bool has_run_queue_wait(void)
 }
 
 /*
- * The run queue that a task stands on. cfs_rq->rq is there with
- * CONFIG_FAIR_GROUP_SCHED, and holds for tasks of every scheduling class.
+ * Whether cfs_rq->rq leads to the run queue of a task. It exists with
+ * CONFIG_FAIR_GROUP_SCHED, and is valid for tasks of every scheduling class.
  */
 static __always_inline bool has_run_queue(void)
 {
@@ -27,8 +27,8 @@ static __always_inline bool has_run_queue(void)
 }
 
 /*
- * Whether a task is of the fair class, which keeps prev_sum_exec_runtime: the
- * CPU time that the task had when it was picked to run.
+ * Whether a task is of the fair class, which sets prev_sum_exec_runtime: the CPU time that
+ * the task had when it was picked to run.
  */
 static __always_inline bool is_fair(struct task_struct *task)
 {
@@ -41,8 +41,9 @@ static __always_inline bool has_sum_at_pick(void)
 }
 
 /*
- * Whether time goes on its books. A task that has gone to sleep stays current while
- * the scheduler looks for another, which may take long, and is not charged for that.
+ * Whether a task is being charged for CPU time. A task that has gone to sleep stays current
+ * while the scheduler looks for another task, which may take long. It is not charged for
+ * that time.
  */
 static __always_inline bool is_running(struct task_struct *task, struct rq *rq)
 {
@@ -52,38 +53,39 @@ static __always_inline bool is_running(struct task_struct *task, struct rq *rq)
 	bpf_core_read(&queued, bpf_core_field_size(task->on_rq), &task->on_rq);
 	if (rq->curr != task || !queued)
 		return false;
-	/* since 6.12 it may sleep and stay queued */
+	/* since 6.12 a sleeping task may stay queued */
 	return !bpf_core_field_exists(task->se.sched_delayed) ||
 	       !*(volatile unsigned char *)&task->se.sched_delayed;
 }
 
-/* The time of all tasks on a run queue: CONFIG_SCHEDSTATS. */
+/* Whether a run queue has the CPU time of all its tasks: CONFIG_SCHEDSTATS. */
 static __always_inline bool has_run_queue_cpu_time(void)
 {
 	return bpf_core_field_exists(((struct rq *)0)->rq_cpu_time);
 }
 
-/* What the scheduler knows of stolen time: CONFIG_PARAVIRT_TIME_ACCOUNTING. */
+/* Whether the scheduler accounts for stolen time: CONFIG_PARAVIRT_TIME_ACCOUNTING. */
 static __always_inline bool has_seen_steal(void)
 {
 	return bpf_core_field_exists(((struct rq *)0)->prev_steal_time_rq);
 }
 
 /*
- * FOLLOW(rarely, task, cred, uid.val) is task->cred->uid.val; rarely by helper, some
- * 10 ns per pointer. A pointer that is loaded directly costs 0.85 ms when the program
- * is loaded, where the verifier looks for names by going through all of the kernel's
- * BTF (6.2 up to 6.18; 6.19 sorts it): for programs that run once per process.
+ * FOLLOW(rarely, task, cred, uid.val) is task->cred->uid.val. `rarely` is a constant. If it
+ * is true, pointers are read by helpers, which costs some 10 ns each. If it is false, they are
+ * loaded directly, which costs 0.85 ms each when the program is loaded: the verifier searches
+ * all of the kernel's BTF for names (6.2 to 6.18; 6.19 sorts it). True is for programs that
+ * run at most once per process.
  */
 #define FOLLOW(rarely, task, ...)                                                                  \
 	((rarely) ? BPF_CORE_READ(task, __VA_ARGS__) : ___arrow(task, __VA_ARGS__))
 
 /*
- * The pid of a task in its own PID namespace, `tid` being that in the initial one;
- * `rarely` as for FOLLOW(). `numbers` is an array of one in 5.10 and a flexible array
- * since 6.5 (b69f0aeb0689 "pid: Replace struct pid 1-element array with flex-array"),
- * whose elements a relocation cannot reach: step over it by hand, with the address
- * as a number, for before 5.11 a pointer to a kernel type takes no variable offset.
+ * The pid of a task in its own PID namespace. `tid` is its pid in the initial one; `rarely` is
+ * a constant, as for FOLLOW(). `numbers` is an array of one element in 5.10 and a flexible
+ * array since 6.5 (b69f0aeb0689 "pid: Replace struct pid 1-element array with flex-array").
+ * Relocations cannot access elements of a flexible array, so the address is computed here. It
+ * is a number because before 5.11 pointers to kernel types cannot have variable offsets.
  */
 static __always_inline u32 namespace_pid(bool rarely, struct task_struct *task, u32 tid)
 {

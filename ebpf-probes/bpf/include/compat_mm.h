@@ -7,8 +7,8 @@
 #include "common.h"
 
 /*
- * Before 6.2 the pages that an address space holds are plain numbers, with up to
- * 64 per thread beside them; since then they are per-CPU counters.
+ * Before 6.2 the page counts of an address space are plain numbers, and each thread keeps up to
+ * 64 pages that are not added yet. Since 6.2 they are per-CPU counters.
  */
 static __always_inline bool has_plain_page_counts(void)
 {
@@ -33,7 +33,7 @@ static __always_inline void read_plain_page_counts(struct mm_struct *mm, s64 *co
 			      __builtin_preserve_access_index(&old->rss_stat.count));
 }
 
-/* What a thread has not handed in yet; 0 where threads keep nothing. */
+/* Pages that a thread has not added to its address space yet. 0 since 6.2. */
 static __always_inline void read_thread_page_counts(struct task_struct *task, s32 *counts)
 {
 	struct task_struct___old *old = (void *)task;
@@ -48,7 +48,7 @@ static __always_inline u64 not_negative(s64 value)
 	return value > 0 ? value : 0;
 }
 
-/* Resident pages as far as they have been folded into the common counters. */
+/* Resident pages without the parts that threads or CPUs have not added yet. */
 static __always_inline u64 folded_resident_pages(struct mm_struct *mm)
 {
 	if (has_plain_page_counts()) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * Selects the processes that a set measures: all, some with or without what they start,
- * or a cgroup. A process outside the filter costs a look here and no more.
+ * Selects the processes that a set measures: all, a list, a tree of processes, or a cgroup.
+ * For a process outside the filter a program does nothing but this check.
  *
  * The object `process` keeps the filter up to date; all objects of a set share its maps.
  */
@@ -13,8 +13,8 @@
 enum filter_mode {
 	FILTER_ALL = 0,
 	FILTER_LISTED = 1,
-	FILTER_TREE = 2, /* the listed, and all that they start from here on */
-	FILTER_CGROUP = 3, /* and the cgroups below it */
+	FILTER_TREE = 2, /* the listed processes and all their descendants */
+	FILTER_CGROUP = 3, /* a cgroup and the cgroups below it */
 };
 
 /* Set before loading. */
@@ -23,8 +23,8 @@ const volatile u64 filter_cgroup = 0; /* its id, in `cgroup_hierarchy` */
 
 /*
  * The listed processes by pid, with their start times because pids are reused. Written by
- * user space when the set is created, then by processes that start others and at their
- * release; allocated as used. Holds 16,384 processes.
+ * user space when the set is created, then at forks and releases. Allocated as used; holds
+ * 16,384 processes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -35,9 +35,9 @@ struct {
 } filtered SEC(".maps");
 
 /*
- * A cache of cgroups: the id shifted by one, and whether it is inside the filter's cgroup,
- * which never changes. A slot belongs to the last id that hashed to it; written by all
- * CPUs, whole words.
+ * A cache of cgroups: the id shifted left by one, and in the lowest bit whether the cgroup is
+ * inside the filter's cgroup, which never changes. An element holds the last id that hashed
+ * to it. Written by all CPUs, whole words.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -48,10 +48,10 @@ struct {
 
 #define KNOWN_CGROUPS 256
 
-/* The most levels between a cgroup and the filter's cgroup. */
+/* The maximum number of levels between a cgroup and the filter's cgroup. */
 #define CGROUP_DEPTH 16
 
-/* `rarely` is a constant, as for FOLLOW(). */
+/* Whether a task is in the filter's cgroup. `rarely` is a constant, as for FOLLOW(). */
 static __always_inline bool is_in_filter_cgroup(bool rarely, struct task_struct *task)
 {
 	struct cgroup *group = cgroup_of(rarely, task);
@@ -74,8 +74,8 @@ static __always_inline bool is_in_filter_cgroup(bool rarely, struct task_struct 
 }
 
 /*
- * A task whose process is alive and has this pid. Reads by helpers: for programs that run
- * rarely, and for any pointer to a task.
+ * Whether the process of a task, which is alive and has this pid, is in the filter. Reads by
+ * helpers: for programs that run rarely, and for any pointer to a task.
  */
 static __always_inline bool passes_filter_as(struct task_struct *task, u32 tgid)
 {
@@ -89,6 +89,7 @@ static __always_inline bool passes_filter_as(struct task_struct *task, u32 tgid)
 	return listed && *listed == BPF_CORE_READ(task, group_leader, start_boottime);
 }
 
+/* The same, for trusted pointers; reads directly where it can. */
 static __always_inline bool passes_filter(struct task_struct *task)
 {
 	if (filter_mode == FILTER_ALL)

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * What a probe includes, in this repository or in another crate.
+ * The header for probes, in this repository or in another crate.
  *
- * The set that a probe joins owns the identity of processes, their start and end, and
- * the filter. A probe has hooks of its own and keeps its counts
+ * The set owns the identity of processes, their start and end, and the filter. A probe has its
+ * own hooks. Its counters are
  *
- *  - in a map by `struct process_key` (sum what happens to a process there), or
- *  - in the kernel's own fields, which a program SEC("iter/task") reads: for each task of
- *    the walk it writes records for that task and ends with CALL_NEXT(ctx).
+ *  - in a map by `struct process_key`, to which its hooks add, or
+ *  - in fields of the kernel, which a program SEC("iter/task") reads: for each task of the
+ *    walk it writes records and ends with CALL_NEXT(ctx).
  *
- * It asks passes_filter() in its hooks and counts what it cannot measure with
+ * The hooks check passes_filter(). What they cannot measure they count with the function of
  * DEFINE_LOSSES().
  */
 #ifndef EBPFMETRICS_PROBE_H
@@ -22,9 +22,9 @@
 const volatile u16 own_section = 0;
 
 /*
- * The program of the next probe in a walk; empty at the end. Written by user space when
- * probes are added and removed. A tail call costs some ns, a walk of its own some 100 ns
- * per task.
+ * The program of the next probe in a walk; empty for the last one. Written by user space when
+ * probes are added and removed. A tail call costs some ns per task, a separate walk some
+ * 100 ns.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -33,7 +33,7 @@ struct {
 	__type(value, u32);
 } next_program SEC(".maps");
 
-/* Ends a program of the walk: goes on with the next probe, if there is one. */
+/* Ends a program of the walk: continues with the next probe, if there is one. */
 #define CALL_NEXT(ctx)                                                                             \
 	do {                                                                                       \
 		bpf_tail_call(ctx, &next_program, 0);                                              \

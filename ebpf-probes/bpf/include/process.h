@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The identity of a process or thread, as every object sends it. */
+/* The identity of processes and threads. */
 #ifndef EBPFMETRICS_PROCESS_H
 #define EBPFMETRICS_PROCESS_H
 
@@ -9,14 +9,14 @@
 #define UNIFIED_HIERARCHY (-1)
 
 /*
- * The hierarchy that cgroup ids belong to: that of a controller, by its number in the
- * kernel (cgroup v1), or the unified one (v2). Set before loading.
+ * The hierarchy that cgroup ids belong to: the hierarchy of a controller, by the number of the
+ * controller in the kernel (cgroup v1), or the unified hierarchy (v2). Set before loading.
  */
 const volatile s32 cgroup_hierarchy = UNIFIED_HIERARCHY;
 
 /*
- * The cgroup of a task. `rarely` is a constant, as for FOLLOW(), and true where the
- * pointer cannot be loaded from. The cgroup of a v1 controller is read by helpers.
+ * The cgroup of a task. `rarely` is a constant, as for FOLLOW(); it must be true for pointers
+ * that cannot be loaded from. The cgroup of a v1 controller is read by helpers in any case.
  */
 static __always_inline struct cgroup *cgroup_of(bool rarely, struct task_struct *task)
 {
@@ -45,7 +45,7 @@ enum process_flags {
 	PROCESS_HAS_SCHEDULING = 1 << 2, /* state, policy, nice and cpu are set */
 };
 
-/* What is known of a process beside what the probes measure. */
+/* Attributes of a process that do not depend on a probe. */
 struct process_info_record {
 	u64 process_start_ns; /* CLOCK_BOOTTIME */
 	u64 parent_start_ns;
@@ -56,7 +56,7 @@ struct process_info_record {
 	u32 namespace_pid;
 	u32 threads;
 	u32 flags;
-	u32 state; /* TASK_* of the leader, and EXIT_* above them */
+	u32 state; /* TASK_* | EXIT_* of the leader */
 	u32 policy;
 	s32 nice;
 	u32 cpu;
@@ -96,8 +96,8 @@ static __always_inline void read_owner(bool rarely, struct process_info_record *
 }
 
 /*
- * The process of a task; false if its leader is gone already: then it is being released.
- * `rarely` is a constant, as for FOLLOW().
+ * Reads the attributes of a task's process. False if the leader is gone: then the task is being
+ * released. `rarely` is a constant, as for FOLLOW().
  */
 static __always_inline bool read_process(bool rarely, struct process_info_record *info,
 					 struct task_struct *task)
@@ -118,7 +118,7 @@ static __always_inline bool read_process(bool rarely, struct process_info_record
 	return true;
 }
 
-/* The key of a task's process, while its leader is safe to look at. */
+/* The key of a task's process, while its leader is safe to read. */
 static __always_inline struct process_key process_key_of(struct task_struct *task)
 {
 	struct process_key key = {
@@ -138,8 +138,8 @@ static __always_inline struct process_key process_key_of_leader(struct task_stru
 }
 
 /*
- * Being released: its usage may already be in the totals of its process and must not
- * count twice. Ask last, for the release may begin while the task is being read.
+ * Whether a task is being released. Its usage may then already be in the totals of its process
+ * and must not count twice. Check last: the release may begin while the task is being read.
  */
 static __always_inline bool is_being_released(struct task_struct *task)
 {

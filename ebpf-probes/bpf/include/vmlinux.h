@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * The kernel types that the probes read, and of those only the fields that
- * they read. Offsets here mean nothing: every access is relocated (CO-RE)
- * against the BTF of the running kernel, so one object serves every
- * architecture and every kernel that has the field. A shape that only some
- * kernels have carries a ___suffix and is used through compat.h.
+ * The kernel types that the probes read, with only the fields that they read. Offsets here
+ * have no meaning: every access is relocated (CO-RE) with the BTF of the running kernel, so one
+ * object works on every architecture and every kernel that has the field. A definition that
+ * only some kernels have has a ___suffix and is used in the compat headers.
  */
 #ifndef EBPFMETRICS_VMLINUX_H
 #define EBPFMETRICS_VMLINUX_H
@@ -111,7 +110,7 @@ struct cgroup {
 };
 
 struct css_set {
-	struct cgroup_subsys_state *subsys[1]; /* as many as there are controllers */
+	struct cgroup_subsys_state *subsys[1]; /* one per controller */
 	struct cgroup *dfl_cgrp;
 };
 
@@ -178,7 +177,7 @@ struct task_struct {
 	unsigned long min_flt;
 	unsigned long maj_flt;
 	u64 start_boottime;
-	const struct cred *real_cred; /* `cred` is a file system's while it acts for the task */
+	const struct cred *real_cred; /* `cred` may be overridden for a while */
 	char comm[16];
 	struct signal_struct *signal;
 	struct css_set *cgroups;
@@ -190,7 +189,7 @@ struct seq_file;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
-	u64 seq_num; /* elements before this one */
+	u64 seq_num; /* number of elements before this one */
 };
 
 struct bpf_iter__task {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The kernel types of block I/O and of the page cache, as vmlinux.h has those of tasks. */
+/* The kernel types of block I/O and of the page cache; see vmlinux.h. */
 #ifndef EBPFMETRICS_VMLINUX_BLOCK_H
 #define EBPFMETRICS_VMLINUX_BLOCK_H
 
@@ -12,14 +12,14 @@
 #define S_IFMT 0170000
 #define S_IFREG 0100000
 
-/* include/linux/blk_types.h: the same since 5.10 */
+/* include/linux/blk_types.h: unchanged since 5.10 */
 #define REQ_OP_MASK 0xff
 #define REQ_OP_WRITE 1
 #define REQ_OP_FLUSH 2
 #define REQ_OP_DISCARD 3
-#define REQ_OP_PASSTHROUGH 32 /* from here on: commands of drivers, not I/O */
+#define REQ_OP_PASSTHROUGH 32 /* and above: commands of drivers, not I/O */
 
-/* Enumerators that only some kernels have, or whose values differ. */
+/* Enumerators that only some kernels have or that have different values. */
 enum bpf_func_id {
 	BPF_FUNC_get_current_task_btf = 158,
 };

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The kernel types of memory management, as vmlinux.h has those of tasks. */
+/* The kernel types of memory management; see vmlinux.h. */
 #ifndef EBPFMETRICS_VMLINUX_MM_H
 #define EBPFMETRICS_VMLINUX_MM_H
 
 #include "vmlinux.h"
 
-/* include/linux/mm_types_task.h; what a process holds, by kind of page */
+/* include/linux/mm_types_task.h: kinds of pages of a process */
 enum {
 	MM_FILEPAGES,
 	MM_ANONPAGES,
@@ -22,7 +22,7 @@ typedef struct {
 
 struct percpu_counter {
 	s64 count;
-	s32 *counters; /* of each CPU, not yet in `count` */
+	s32 *counters; /* per CPU, not yet in `count` */
 };
 
 struct mm_struct {
@@ -46,7 +46,7 @@ struct mm_struct___old {
 };
 
 struct task_rss_stat___old {
-	int count[NR_MM_COUNTERS]; /* of this thread, not yet in the mm's */
+	int count[NR_MM_COUNTERS]; /* of this thread, not yet in the counts of the mm */
 };
 
 struct task_struct___old {

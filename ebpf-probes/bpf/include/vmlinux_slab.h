@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The kernel types of the slab allocator, as vmlinux.h has those of tasks. */
+/* The kernel types of the slab allocator; see vmlinux.h. */
 #ifndef EBPFMETRICS_VMLINUX_SLAB_H
 #define EBPFMETRICS_VMLINUX_SLAB_H
 
 #include "vmlinux.h"
 
-/* include/linux/slab.h: what kmalloc(0) returns. It and NULL are no objects. */
+/* include/linux/slab.h: kmalloc(0) returns this. It and NULL are not objects. */
 #define ZERO_SIZE_PTR 16
 
 #define E2BIG 7
@@ -17,7 +17,7 @@ enum bpf_func_id {
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct kmem_cache {
-	unsigned int size; /* of an object with all that belongs to it */
+	unsigned int size; /* of an object, with metadata and padding */
 };
 
 #pragma clang attribute pop

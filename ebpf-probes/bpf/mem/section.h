@@ -13,8 +13,8 @@ const volatile bool mem_on = false;
 struct mem_task_record {
 	struct record_head head;
 	struct mem_faults_record faults;
-	s32 unfolded_pages[NR_MM_COUNTERS]; /* held, but not in the common counters yet */
-	u64 oom_kills; /* 1 if the kernel chose its process */
+	s32 unfolded_pages[NR_MM_COUNTERS]; /* counted per thread (before 6.2), not in the mm yet */
+	u64 oom_kills; /* 1 if the OOM killer chose its process */
 };
 
 enum mem_held_flags {
@@ -23,8 +23,8 @@ enum mem_held_flags {
 };
 
 /*
- * What a process holds, in pages unless a unit is given. Follows the record of the leader
- * or, if the leader has exited before them, those of the other threads.
+ * The memory of a process, in pages unless the name has another unit. Follows the record of
+ * the leader. If the leader has exited before other threads, it follows their records.
  */
 struct mem_held_record {
 	struct record_head head;
@@ -32,7 +32,7 @@ struct mem_held_record {
 	u64 virtual_pages;
 	u64 virtual_high_water_pages;
 	s64 resident_pages[NR_MM_COUNTERS]; /* file, anonymous, swapped out, shared */
-	u64 resident_high_water_pages; /* as far as the kernel has noted it */
+	u64 resident_high_water_pages; /* as far as the kernel has updated it */
 	u64 page_table_bytes;
 	u64 locked_pages;
 	u64 hugetlb_pages;
@@ -41,11 +41,11 @@ struct mem_held_record {
 	u32 flags;
 };
 
-/* All page counts of an address space, with the parts that CPUs have not added yet. */
+/* All page counts of an address space, with the per-CPU parts that are not folded yet. */
 struct mem_unfolded {
 	u64 addresses[NR_MM_COUNTERS];
 	s64 pages[NR_MM_COUNTERS];
-	bool together; /* allocated as one block (6.6+): one read per CPU instead of four */
+	bool together; /* allocated as one block (since 6.6): one read per CPU instead of four */
 };
 
 static long mem_add_unfolded(u32 cpu, struct mem_unfolded *all)
@@ -68,14 +68,14 @@ static long mem_add_unfolded(u32 cpu, struct mem_unfolded *all)
 }
 
 static __always_inline void mem_begin_unfolded(struct mem_unfolded *all, u32 kind,
-					   struct percpu_counter *counter)
+					       struct percpu_counter *counter)
 {
 	all->pages[kind] = counter->count;
 	bpf_core_read(&all->addresses[kind], sizeof(all->addresses[kind]), &counter->counters);
 }
 
 static __always_inline void mem_read_resident(struct mem_held_record *held, struct mm_struct *mm,
-					  bool plain)
+					      bool plain)
 {
 	struct mem_unfolded all = {};
 
@@ -83,7 +83,7 @@ static __always_inline void mem_read_resident(struct mem_held_record *held, stru
 		read_plain_page_counts(mm, held->resident_pages);
 		return;
 	}
-	/* one by one: the distance of elements is the kernel's, only constants are relocated */
+	/* one by one: the size of an element is relocated only for constant indices */
 	mem_begin_unfolded(&all, MM_FILEPAGES, &mm->rss_stat[MM_FILEPAGES]);
 	mem_begin_unfolded(&all, MM_ANONPAGES, &mm->rss_stat[MM_ANONPAGES]);
 	mem_begin_unfolded(&all, MM_SWAPENTS, &mm->rss_stat[MM_SWAPENTS]);
@@ -95,7 +95,7 @@ static __always_inline void mem_read_resident(struct mem_held_record *held, stru
 	__builtin_memcpy(held->resident_pages, all.pages, sizeof(held->resident_pages));
 }
 
-/* Writes what the process of a task holds; nothing for a kernel thread or a zombie. */
+/* Writes the memory of a task's process; nothing for a kernel thread or a zombie. */
 static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct task_struct *task,
 					   u64 process_start_ns, bool plain)
 {
@@ -122,15 +122,17 @@ static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct ta
 		r.owner_start_ns = owner->group_leader->start_boottime;
 	}
 	if (mem_track_address_space && r.owner_tgid == (u32)task->tgid)
-		mem_track(task->tgid, process_start_ns, mm, r.virtual_pages); /* a start, if it has none */
-	/* by helper: the compiler would reuse the value that was read above */
+		mem_track(task->tgid, process_start_ns, mm,
+			  r.virtual_pages); /* creates the entry */
+	/* by helper, because the compiler would reuse the value that was read above */
 	bpf_core_read(&still, sizeof(still), &task->mm);
 	if (mem_number(still) != mem_number(mm))
 		r.flags |= MEM_HELD_CHANGING;
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 }
 
-static __always_inline void mem_read_faults(struct mem_faults_record *faults, struct task_struct *task)
+static __always_inline void mem_read_faults(struct mem_faults_record *faults,
+					    struct task_struct *task)
 {
 	struct signal_struct *signal = task->signal;
 
@@ -169,7 +171,7 @@ static __always_inline void mem_walk_task(struct bpf_iter__task *ctx, struct tas
 		bpf_seq_write(ctx->meta->seq, tracked, sizeof(*tracked));
 }
 
-/* A process begins with the address space of its parent: from there it is followed. */
+/* A process starts with a copy of the address space of its parent. Tracking starts here. */
 static __always_inline void mem_fork(struct task_struct *child)
 {
 	struct mm_struct *mm = child->mm;
@@ -194,13 +196,13 @@ static __always_inline void mem_last_exit(struct process_ended_record *ended,
 	struct mm_struct *mm = task->mm;
 
 	mem_read_faults(&ended->mem.faults, task);
-	if (task->pid != task->tgid) { /* its leader ended before it: in no sum yet */
+	if (task->pid != task->tgid) { /* a leader that exited before is in no sum yet */
 		ended->mem.faults.minor += task->group_leader->min_flt;
 		ended->mem.faults.major += task->group_leader->maj_flt;
 	}
 	if (tracked && tracked->process_start_ns == process_start_ns)
 		ended->mem.tracked = *tracked;
-	if (mm) { /* gone before this up to 6.12 */
+	if (mm) { /* up to 6.12 it is gone here */
 		ended->mem.resident_high_water_pages = mm->hiwater_rss;
 		ended->mem.virtual_high_water_pages = mm->hiwater_vm;
 	}
@@ -208,7 +210,7 @@ static __always_inline void mem_last_exit(struct process_ended_record *ended,
 	mem_forget(task);
 }
 
-/* A process is released: by now signal_struct holds the faults of all its threads. */
+/* A process is released: signal_struct holds the faults of all its threads. */
 static __always_inline void mem_release(struct process_ended_record *ended,
 					struct mem_totals_record *overflow,
 					struct task_struct *leader)
@@ -217,7 +219,7 @@ static __always_inline void mem_release(struct process_ended_record *ended,
 
 	mem_read_faults(&faults, leader);
 	if (ended) {
-		/* the leader's own are among those of the dead by now */
+		/* the dead totals now include the leader */
 		ended->mem.faults.minor = ended->mem.faults.major = 0;
 		ended->mem.faults.dead_minor = faults.dead_minor;
 		ended->mem.faults.dead_major = faults.dead_major;

@@ -10,17 +10,17 @@
 #include "slab/ended.h"
 
 enum ended_flags {
-	ENDED_EXITED = 1 << 0, /* its last thread has exited: `info` and `ended_ns` are set */
-	ENDED_RELEASED = 1 << 1, /* the kernel has freed it: these are its final counters */
+	ENDED_EXITED = 1 << 0, /* the last thread has exited: `info` and `ended_ns` are set */
+	ENDED_RELEASED = 1 << 1, /* the kernel has released it: the counters are final */
 };
 
 struct process_ended_record {
 	struct record_head head;
 	struct process_info_record info;
 	u64 ended_ns; /* CLOCK_MONOTONIC, at the exit of the last thread */
-	u64 task; /* the leader's address, to read it between exit and release */
-	u64 signal;
-	u32 threads; /* that have exited */
+	u64 task; /* address of the leader, to read it between exit and release */
+	u64 signal; /* address of its signal_struct */
+	u32 threads; /* number that have exited */
 	u32 flags;
 	struct cpu_ended_record cpu;
 	struct mem_ended_record mem;
@@ -29,10 +29,10 @@ struct process_ended_record {
 };
 
 /*
- * One entry per process that has lost a thread, from the exit of its first thread until
- * user space has read its final counters. Allocated as used, sized by user space. Written
- * by exiting threads of one process on several CPUs (atomic adds), then by the last
- * thread, then by the release. A process that finds no room is added to `overflow` at its
+ * One entry per process of which a thread has exited, from the first such exit until user
+ * space has read the final counters and deletes the entry. Allocated as used, sized by user
+ * space. Exiting threads of one process write on several CPUs (atomic adds), then the last
+ * thread, then the release. A process without an entry is added to `overflow` at its
  * release.
  */
 struct {
@@ -43,7 +43,7 @@ struct {
 	__type(value, struct process_ended_record);
 } ended SEC(".maps");
 
-/* The sum of the final records that `ended` had no room for. Per CPU: one writer each. */
+/* Sum of the final records that `ended` had no room for. Per CPU: one writer each. */
 struct process_overflow_record {
 	u64 processes;
 	struct cpu_totals_record cpu;

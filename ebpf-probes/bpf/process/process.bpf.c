@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
  * Identity and lifecycle of processes, once per set of probes: the walk over all tasks,
- * starts, exits and releases, the filter and the final records. The built-in probes add
- * their parts from their section.h; what is off is removed by the verifier.
+ * forks, exits and releases, the filter and the final records. Each built-in probe adds its
+ * part in its section.h; the verifier removes the parts of probes that are not in the set.
  *
- * Adding or removing a probe loads the handlers anew, on the same maps. The dispatchers
- * stay attached and jump to the handlers of the moment, so no event is missed or handled
- * twice.
+ * Adding or removing a probe loads new handlers on the same maps. The dispatchers stay
+ * attached and jump to the current handlers, so no event is missed or handled twice.
  */
 #include "probe.h"
 #include "process/ended.h"
@@ -19,9 +18,9 @@ EBPFMETRICS_LICENSE;
 
 /* Names and order become `ProcessLoss` in Rust. */
 enum process_loss {
-	PROCESS_LOSS_ENDED_TABLE_FULL, /* `ended` full: a process is in `overflow` alone */
+	PROCESS_LOSS_ENDED_TABLE_FULL, /* `ended` full: a process is only in `overflow` */
 	PROCESS_LOSS_CREATOR_TABLE_FULL, /* `creators` full: the creator of a process is unknown */
-	PROCESS_LOSS_FILTER_TABLE_FULL, /* `filtered` full: a process of a tree and its children */
+	PROCESS_LOSS_FILTER_TABLE_FULL, /* `filtered` full: a process and its children are missing */
 	PROCESS_LOSSES,
 };
 
@@ -32,7 +31,7 @@ enum process_kind {
 	PROCESS_KIND_WALK = 1,
 	PROCESS_KIND_PROCESS = 2,
 	PROCESS_KIND_THREAD = 3,
-	PROCESS_KIND_VOID = 4, /* the task before this is being released: ignore it */
+	PROCESS_KIND_VOID = 4, /* the previous task is being released: ignore its records */
 	PROCESS_KIND_ENDED = 5,
 	PROCESS_KIND_SETTLED = 6,
 	PROCESS_KIND_PARENT = 7,
@@ -45,7 +44,7 @@ struct process_walk_record {
 	u64 boottime_ns;
 };
 
-/* A process, sent by its leader. The records of the probes for the leader follow. */
+/* A process, written for its leader. The records of the probes for the leader follow. */
 struct process_process_record {
 	struct record_head head;
 	u64 task; /* the leader's address: threads keep theirs when exec renames them */
@@ -87,8 +86,8 @@ static __always_inline bool write_process(struct bpf_iter__task *ctx, struct tas
 
 static __always_inline bool write_thread(struct bpf_iter__task *ctx, struct task_struct *task)
 {
-	struct process_thread_record r = {
-	    .head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_THREAD, r)};
+	struct process_thread_record r = {.head =
+					      RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_THREAD, r)};
 	struct task_struct *leader = task->group_leader;
 
 	if (leader->tgid != task->tgid) /* its leader is gone: it is being released */
@@ -104,9 +103,9 @@ static __always_inline bool write_thread(struct bpf_iter__task *ctx, struct task
 	return true;
 }
 
-/* What dead threads of a task's process have left in `ended`. */
+/* The entry in `ended` of a task's process, if a thread of it has exited. */
 static __always_inline struct process_ended_record *dead_threads_of(struct task_struct *task,
-								     const struct process_key *key)
+								    const struct process_key *key)
 {
 	if (!task->signal->sum_sched_runtime && !(task->flags & PF_EXITING))
 		return NULL;
@@ -159,7 +158,7 @@ int process_walk(struct bpf_iter__task *ctx)
 	return walk(ctx, false);
 }
 
-/* Before 6.2: there the loop over CPUs of the other does not exist. */
+/* Before 6.2: page counts are not per CPU, and the verifier may not know bpf_loop(). */
 SEC("iter/task")
 int process_walk_plain(struct bpf_iter__task *ctx)
 {
@@ -167,9 +166,9 @@ int process_walk_plain(struct bpf_iter__task *ctx)
 }
 
 /*
- * Counters of a process between its exit and its release, as the kernel has them now. Its
- * final record comes an RCU grace period after it disappears from the walk; what it will
- * say is known before.
+ * Counters of a process between its exit and its release, as the kernel has them now. The
+ * process disappears from the walk an RCU grace period before its final record is written.
+ * Meanwhile this record has the counters that the final record will have.
  */
 struct process_settled_record {
 	struct record_head head;
@@ -180,19 +179,20 @@ struct process_settled_record {
 	u64 threads; /* not released yet: 0 or the leader */
 };
 
-static __always_inline bool is_still(struct task_struct *task, u64 signal, const struct process_key *key)
+static __always_inline bool is_still(struct task_struct *task, u64 signal,
+				     const struct process_key *key)
 {
 	return BPF_CORE_READ(task, tgid) == (int)key->tgid &&
 	       BPF_CORE_READ(task, start_boottime) == key->start_ns && signal_of(task) == signal;
 }
 
 /*
- * Reads a process that has exited through the addresses that it left. They stay valid
- * until its release, and the key tells whether they are still its own: where a release is
- * not seen the memory may have been reused.
+ * Reads a process that has exited, by the addresses that were stored at its exit. They stay
+ * valid until its release. If the release was missed the memory may have been reused; the
+ * key shows whether it still belongs to the process.
  */
-static __always_inline void write_settled(struct bpf_iter__bpf_map_elem *ctx, struct task_struct *task,
-					  struct signal_struct *signal,
+static __always_inline void write_settled(struct bpf_iter__bpf_map_elem *ctx,
+					  struct task_struct *task, struct signal_struct *signal,
 					  const struct process_key *key)
 {
 	struct process_settled_record r = {
@@ -218,13 +218,13 @@ static __always_inline void write_settled(struct bpf_iter__bpf_map_elem *ctx, st
 		r.minor_faults += BPF_CORE_READ(task, min_flt);
 		r.major_faults += BPF_CORE_READ(task, maj_flt);
 	}
-	/* gone while it was read: its final record has it */
+	/* released while it was read: its final record has the counters */
 	if (BPF_CORE_READ(signal, live.counter) || !is_still(task, (u64)signal, key))
 		return;
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 }
 
-/* Over `ended`: each record, and what has come to it since the exit. */
+/* Iterates over `ended`: writes each record and, before the release, the counters now. */
 SEC("iter/bpf_map_elem")
 int process_ends(struct bpf_iter__bpf_map_elem *ctx)
 {
@@ -242,7 +242,7 @@ int process_ends(struct bpf_iter__bpf_map_elem *ctx)
 	return 0;
 }
 
-/* A process and its parent, for a filter that is being set up. */
+/* A process and its parent. User space sets up the filter with it. */
 struct process_parent_record {
 	struct record_head head;
 	struct process_key process;
@@ -252,8 +252,8 @@ struct process_parent_record {
 SEC("iter/task")
 int process_parents(struct bpf_iter__task *ctx)
 {
-	struct process_parent_record r = {
-	    .head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_PARENT, r)};
+	struct process_parent_record r = {.head =
+					      RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_PARENT, r)};
 	struct task_struct *task = ctx->task;
 
 	if (!task || task->pid != task->tgid)
@@ -266,9 +266,9 @@ int process_parents(struct bpf_iter__task *ctx)
 }
 
 /*
- * The creators of processes that were started since user space last took them, allocated
- * as used; 16,384 entries. Each is written once. A process gets another parent when its
- * own ends, but its creator stays.
+ * The creators of processes that were started since user space last read and deleted the
+ * entries. Allocated as used; 16,384 entries; each is written once. A process gets another
+ * parent when its own ends, but its creator stays the same.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -278,8 +278,10 @@ struct {
 	__type(value, struct process_key);
 } creators SEC(".maps");
 
-/* The handlers of the lifecycle tracepoints: one array each, for the kernel demands that all
- * programs of an array have the same arguments (28ead3eaabc1, 6.12). */
+/*
+ * The handlers of the lifecycle tracepoints. One array each: since 6.12 all programs of an
+ * array must have the same arguments (28ead3eaabc1).
+ */
 #define DEFINE_HANDLER(name)                                                                       \
 	struct {                                                                                   \
 		__uint(type, BPF_MAP_TYPE_PROG_ARRAY);                                             \
@@ -325,7 +327,7 @@ static __always_inline void add_to_filter(struct task_struct *parent, struct tas
 		count_process_loss(PROCESS_LOSS_FILTER_TABLE_FULL);
 }
 
-/* A process is released. Its pid may already belong to another, which is listed too. */
+/* A process is released. Its pid may already belong to another process that is listed. */
 static __always_inline void remove_from_filter(struct task_struct *leader)
 {
 	u32 tgid = leader->tgid;
@@ -380,7 +382,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 
 	if (!passes_filter_as(task, task->tgid)) {
 		if (mem_on && is_last)
-			mem_forget(task); /* it may have been in the filter's cgroup */
+			mem_forget(task); /* it may have been in the filter's cgroup before */
 		return 0;
 	}
 	record = ended_of(&key);
@@ -413,10 +415,10 @@ int BPF_PROG(process_exit, struct task_struct *task)
 }
 
 /*
- * A task is released, some ms after its last switch, in the context of RCU: pointers to
- * other tasks may be stale, but signal_struct is still there. Only the leader counts: it is
- * the last of its process to be released, and by then signal_struct holds the totals of
- * all threads.
+ * A task is released, some ms after its last switch, in the context of RCU. Pointers to
+ * other tasks may be stale, but signal_struct is still valid. Only leaders are handled: the
+ * leader is the last task of its process to be released, and by then signal_struct holds the
+ * totals of all threads.
  */
 SEC("tp_btf/sched_process_free")
 int BPF_PROG(process_release, struct task_struct *task)
@@ -461,12 +463,12 @@ int BPF_PROG(process_release, struct task_struct *task)
 }
 
 /*
- * Where BPF's clock and the scheduler's clock stand, seen by the caller right after it made
- * the scheduler update its own time. Run by user space, attached to nothing.
+ * BPF's clock and the scheduler's clock. User space runs the program that reads them, right
+ * after it has made the scheduler update its clock; it is not attached to a hook.
  */
 struct process_clocks_record {
 	u64 scheduler_ns;
-	u64 monotonic_ns; /* now; user space may be in a time namespace */
+	u64 monotonic_ns; /* read here because user space may be in a time namespace */
 	u64 is_set;
 };
 
@@ -487,7 +489,7 @@ int process_read_clocks(void *ctx)
 	struct rq *rq;
 	u64 task_clock;
 
-	/* types that no map has: user space is generated from the BTF */
+	/* types that no map has; the Rust types are generated from the BTF */
 	EMIT_BTF(struct process_walk_record);
 	EMIT_BTF(struct process_process_record);
 	EMIT_BTF(struct process_thread_record);

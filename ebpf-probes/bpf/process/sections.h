@@ -9,7 +9,7 @@ enum section_number {
 	SECTION_MEM = 2,
 	SECTION_DISK = 3,
 	SECTION_SLAB = 4,
-	SECTION_OTHERS = 16, /* the first of probes from other crates */
+	SECTION_OTHERS = 16, /* probes from other crates begin here */
 };
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* What the slab hooks count per process, for the object `slab` and for the walk. */
+/* Slab counters per process, for the object `slab` and for the walk. */
 #ifndef EBPFMETRICS_SLAB_MAPS_H
 #define EBPFMETRICS_SLAB_MAPS_H
 
@@ -7,9 +7,9 @@
 
 /* Names and order become `SlabLoss` in Rust. */
 enum slab_loss {
-	SLAB_LOSS_PROCESS_TABLE_FULL, /* `slab_overflow` full: an allocation or free is missing */
-	SLAB_LOSS_ADDRESS_MAP_FULL, /* `slab_addresses` full: the free of this one will be unknown */
-	SLAB_LOSS_ADDRESS_MAP_BUSY, /* as full, but because an interrupt came between */
+	SLAB_LOSS_PROCESS_TABLE_FULL, /* `slab_overflow` full: an event was not counted */
+	SLAB_LOSS_ADDRESS_MAP_FULL, /* `slab_addresses` full: an allocation is untracked */
+	SLAB_LOSS_ADDRESS_MAP_BUSY, /* an interrupt held `slab_addresses`: untracked too */
 	SLAB_LOSSES,
 };
 
@@ -19,17 +19,17 @@ DEFINE_LOSSES(slab, SLAB_LOSSES)
 const volatile bool slab_track_addresses = false;
 const volatile u32 slab_slot_mask = 0; /* entries of `slab_slots` less one */
 
-/* What is counted of one process, by several CPUs: atomic adds. */
+/* What is counted for one process. Several CPUs add: atomic operations. */
 struct slab_tally_record {
 	struct slab_counters_record counters;
-	u32 born; /* tells processes apart that had the same signal_struct and pid */
+	u32 born; /* low half of the start time: distinguishes processes with equal owners */
 	u32 padding;
 };
 
 /*
- * The tally of a process, in the slot of its pid modulo the size. The slot
- * belongs to any process claimed it first, until the release of that process; a
- * process that finds another there goes to `overflow`.
+ * The tally of a process, in the slot of its pid modulo the size. A slot belongs to the
+ * process that claimed it first, until the release of that process. A process that finds
+ * its slot taken is counted in `slab_overflow`.
  */
 struct slab_slot {
 	u64 signal;
@@ -41,7 +41,7 @@ struct slab_slot {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1); /* 16,384 of 112 bytes, set by user space */
+	__uint(max_entries, 1); /* 16,384 by default, 112 bytes each */
 	__type(key, u32);
 	__type(value, struct slab_slot);
 } slab_slots SEC(".maps");
@@ -52,23 +52,24 @@ struct slab_owner {
 	u32 padding;
 };
 
+/* Preallocated: the hooks cannot allocate. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1); /* a quarter of `slots` */
+	__uint(max_entries, 1); /* a quarter of `slab_slots` */
 	__type(key, struct slab_owner);
 	__type(value, struct slab_tally_record);
 } slab_overflow SEC(".maps");
 
 /*
- * A process. signal_struct stays with it through exec, and with each thread to its last
- * step. The kernel reuses it after the release; the pid tells the new process apart even
- * then. Only compared and stored: the verifier may not allow to compute with it.
+ * A process. Its signal_struct stays the same through exec and until its last thread is
+ * released. Afterwards the kernel reuses it; the pid distinguishes the new process.
+ * `signal` is only compared and stored: the verifier may refuse arithmetic on it.
  */
 struct slab_process {
 	u64 signal;
 	u32 tgid; /* 0: none, the CPU is idle */
-	u32 born;
-	bool outside; /* outside the filter: then only the pid is known */
+	u32 born; /* with the address map */
+	bool outside; /* outside the filter: only `tgid` is set */
 };
 
 static __always_inline bool slab_holds(struct slab_slot *slot, const struct slab_process *process)
@@ -76,7 +77,8 @@ static __always_inline bool slab_holds(struct slab_slot *slot, const struct slab
 	return slot->signal == process->signal && slot->tgid == process->tgid;
 }
 
-static __always_inline struct slab_tally_record *slab_in_overflow(const struct slab_process *process)
+static __always_inline struct slab_tally_record *
+slab_in_overflow(const struct slab_process *process)
 {
 	struct slab_owner owner = {.signal = process->signal, .tgid = process->tgid};
 

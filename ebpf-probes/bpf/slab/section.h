@@ -14,14 +14,15 @@ enum slab_kind {
 	SLAB_KIND_PROCESS = 1,
 };
 
-/* A process; slab memory is counted by process, so only the leader has one. */
+/* The counters of a process. Only its leader has this record. */
 struct slab_process_record {
 	struct record_head head;
 	struct slab_counters_record counters;
 };
 
-/* A process from its leader. */
-static __always_inline void slab_read_process(struct slab_process *process, struct task_struct *leader)
+/* Identifies a process by its leader. */
+static __always_inline void slab_read_process(struct slab_process *process,
+					      struct task_struct *leader)
 {
 	bpf_probe_read_kernel(&process->signal, sizeof(process->signal), &leader->signal);
 	process->tgid = leader->tgid;
@@ -30,7 +31,7 @@ static __always_inline void slab_read_process(struct slab_process *process, stru
 }
 
 static __always_inline void slab_add_counters(struct slab_counters_record *sum,
-					 const struct slab_counters_record *more)
+					      const struct slab_counters_record *more)
 {
 	sum->allocations += more->allocations;
 	sum->allocated_bytes += more->allocated_bytes;
@@ -44,7 +45,7 @@ static __always_inline void slab_add_counters(struct slab_counters_record *sum,
 	sum->untracked_bytes += more->untracked_bytes;
 }
 
-/* All that was counted of a process. */
+/* Reads all that was counted for a process. */
 static __always_inline void slab_read_counters(struct slab_counters_record *counters,
 					       const struct slab_process *process)
 {
@@ -58,6 +59,7 @@ static __always_inline void slab_read_counters(struct slab_counters_record *coun
 		slab_add_counters(counters, &more->counters);
 }
 
+/* Frees the slot and the overflow entry of a process. */
 static __always_inline void slab_forget(const struct slab_process *process)
 {
 	struct slab_owner owner = {.signal = process->signal, .tgid = process->tgid};
@@ -85,7 +87,10 @@ static __always_inline void slab_walk_task(struct bpf_iter__task *ctx, struct ta
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 }
 
-/* The last thread exits. What the kernel frees from here on is still counted. */
+/*
+ * The last thread of a process exits. What the kernel frees on its behalf from here on is
+ * added at the release.
+ */
 static __always_inline void slab_last_exit(struct process_ended_record *ended,
 					   struct task_struct *task)
 {
@@ -95,7 +100,7 @@ static __always_inline void slab_last_exit(struct process_ended_record *ended,
 	slab_read_counters(&ended->slab.counters, &process);
 }
 
-/* A process is released: nothing is charged to it any more. */
+/* A process is released: from here on nothing is charged to it. */
 static __always_inline void slab_release(struct process_ended_record *ended,
 					 struct slab_counters_record *overflow,
 					 struct task_struct *leader)

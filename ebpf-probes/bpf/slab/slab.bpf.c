@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * Kernel slab memory that is allocated and freed on behalf of each process: for
- * system calls, page faults and whatever else the kernel does while it runs.
- * Interrupts are charged to the process they interrupt, as the kernel has no
- * other name for them; what hits an idle CPU is counted apart.
+ * Counts kernel slab memory that is allocated and freed on behalf of each process, in system
+ * calls, page faults and other work of the kernel while the process runs. An interrupt is
+ * charged to the process that it interrupts, because the kernel does not record another
+ * owner. Interrupts on an idle CPU are counted apart.
  *
- * The hooks run inside of the allocator, so nothing here may allocate: all maps
- * are preallocated. They are raw tracepoints because the typed ones refuse
- * `const void *ptr` before 6.16 (1271a40eeafa "bpf: Allow access to const void
- * pointer arguments in tracing programs"); a run costs the same.
+ * The hooks run inside the allocator, so nothing here may allocate: all maps that are written
+ * here are preallocated. The programs are raw tracepoints because typed ones cannot take
+ * `const void *ptr` before 6.16 (1271a40eeafa "bpf: Allow access to const void pointer
+ * arguments in tracing programs"). Both kinds cost the same per run.
  *
- * An interrupt may come while a hook runs. Before 6.2 its own allocations are
- * then counted, all counters being atomic; since then the kernel skips a program
- * that is under way on the same CPU, and counts the skip for us to tell
- * (05b24ff9b2cf "bpf: Prevent bpf program recursion for raw tracepoint probes").
+ * An interrupt may arrive while a hook runs. Before 6.2 its own allocations are then counted;
+ * all counters are atomic. Since 6.2 the kernel skips a program that already runs on the same
+ * CPU and counts the skips, which user space reports as the loss `run_skipped` (05b24ff9b2cf
+ * "bpf: Prevent bpf program recursion for raw tracepoint probes").
  */
 #include "filter.h"
 #include "compat_slab.h"
 #include "slab/maps.h"
+#include "slab/sizes.h"
 
 EBPFMETRICS_LICENSE;
 
-/* What happened while a CPU was idle. Per-CPU; nested interrupts make it atomic adds. */
+/* Events on idle CPUs. Per CPU, but interrupts may nest: atomic adds. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -29,35 +30,36 @@ struct {
 	__type(value, struct slab_tally_record);
 } slab_idle SEC(".maps");
 
-/*
- * What has been allocated and by which process, by address; sized by user space. An
- * address is in one hand at a time: entries have one writer.
- */
+/* An allocation: its size and the process that it was made for. */
 struct slab_address {
 	u64 signal; /* 0: while a CPU was idle */
 	u32 tgid;
 	u32 born;
-	u64 bytes;
+	u64 bytes; /* 0: freed, but the entry could not be deleted */
 };
 
+/*
+ * Allocations that are not freed yet, by address. Preallocated. One writer per entry: an
+ * address has one user at a time.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
+	__uint(max_entries, 1); /* option address_map */
 	__type(key, u64);
 	__type(value, struct slab_address);
 } slab_addresses SEC(".maps");
 
 /*
- * The process that ran on a CPU when a hook asked last, and in the lowest bit whether it
- * is listed, which never changes: most events need no look into the list. One writer
- * each, whole words.
+ * The process of the last event on each CPU, and in the lowest bit whether it is in the list
+ * of the filter, which never changes for a process. Saves most lookups in the list. One
+ * writer each, whole words.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
 	__type(value, u64);
-} asked_last SEC(".maps");
+} slab_last_process SEC(".maps");
 
 static __always_inline bool is_listed(u32 tgid, u64 start_ns)
 {
@@ -65,7 +67,7 @@ static __always_inline bool is_listed(u32 tgid, u64 start_ns)
 	bool is_it;
 	u32 zero = 0;
 
-	last = bpf_map_lookup_elem(&asked_last, &zero);
+	last = bpf_map_lookup_elem(&slab_last_process, &zero);
 	if (last && (*last & ~1ULL) == process)
 		return *last & 1;
 	listed = bpf_map_lookup_elem(&filtered, &tgid);
@@ -75,7 +77,7 @@ static __always_inline bool is_listed(u32 tgid, u64 start_ns)
 	return is_it;
 }
 
-/* Who runs now, by `rarely` as for FOLLOW(). */
+/* Whether the running process is outside the filter. `rarely` is a constant, as for FOLLOW(). */
 static __always_inline bool slab_outside_filter(bool rarely, struct task_struct *task, u32 tgid)
 {
 	if (filter_mode == FILTER_ALL || !tgid)
@@ -85,6 +87,7 @@ static __always_inline bool slab_outside_filter(bool rarely, struct task_struct 
 	return !is_listed(tgid, FOLLOW(rarely, task, group_leader, start_boottime));
 }
 
+/* Reads the running process. */
 static __always_inline void slab_read_current(struct slab_process *process)
 {
 	if (has_current_task_btf()) {
@@ -113,9 +116,9 @@ static __always_inline void slab_read_current(struct slab_process *process)
 }
 
 /*
- * Takes a free slot. 5.10 has no compare-and-swap for BPF: any process raises
- * `claims` to exactly one has won; if two raise it at once both lose, and both
- * are counted in `overflow`.
+ * Takes a free slot. 5.10 has no compare-and-swap for BPF: the process that raises `claims`
+ * to exactly one wins. If two raise it at once both lose, and both are counted in
+ * `slab_overflow`.
  */
 static __always_inline bool claim(struct slab_slot *slot, const struct slab_process *process)
 {
@@ -132,6 +135,7 @@ static __always_inline bool claim(struct slab_slot *slot, const struct slab_proc
 	return true;
 }
 
+/* The entry of a process in `slab_overflow`, created if there is none. */
 static __noinline struct slab_tally_record *enter_overflow(const struct slab_process *process)
 {
 	struct slab_owner owner = {.signal = process->signal, .tgid = process->tgid};
@@ -144,7 +148,7 @@ static __noinline struct slab_tally_record *enter_overflow(const struct slab_pro
 	return bpf_map_lookup_elem(&slab_overflow, &owner);
 }
 
-/* Where to count what is done on behalf of somebody process runs. */
+/* Where events of the running process are counted. NULL if the tables are full. */
 static __always_inline struct slab_tally_record *tally_of(const struct slab_process *process)
 {
 	u32 index = process->tgid & slab_slot_mask, zero = 0;
@@ -158,8 +162,12 @@ static __always_inline struct slab_tally_record *tally_of(const struct slab_proc
 	return enter_overflow(process);
 }
 
-/* Where to count what happened to an allocation, if its process still lives. */
-static __always_inline struct slab_tally_record *tally_of_allocator(const struct slab_process *process)
+/*
+ * Where events of an allocation are counted that concern the process it was made for. NULL
+ * if that process has been released.
+ */
+static __always_inline struct slab_tally_record *
+tally_of_allocator(const struct slab_process *process)
 {
 	u32 index = process->tgid & slab_slot_mask, zero = 0;
 	struct slab_tally_record *tally;
@@ -178,8 +186,8 @@ static __always_inline struct slab_tally_record *tally_of_allocator(const struct
 #define ADD(counter, amount) __sync_fetch_and_add(&(counter), amount)
 
 /*
- * Notes process allocated what. If the address is there already, its free was not
- * seen: bulk frees have no tracepoint, and kfree_rcu() is one.
+ * Stores an allocation. If its address is stored already, the free of the object before was
+ * not seen: bulk frees, among them most of kfree_rcu(), have no tracepoint.
  */
 static __noinline int remember(u64 address, u64 bytes, const struct slab_process *process)
 {
@@ -220,8 +228,8 @@ static __noinline int remember(u64 address, u64 bytes, const struct slab_process
 }
 
 /*
- * Looks up process allocated what is freed, and settles it with both; with the
- * allocator alone if process frees it is not watched.
+ * Looks up the allocation of a freed object and counts the free for both processes: the one
+ * that frees, unless it is outside the filter, and the one that allocated.
  */
 static __noinline int settle(u64 address, const struct slab_process *process)
 {
@@ -241,7 +249,7 @@ static __noinline int settle(u64 address, const struct slab_process *process)
 	allocator.born = entry->born;
 	bytes = entry->bytes;
 	if (bpf_map_delete_elem(&slab_addresses, &address))
-		entry->bytes = 0; /* an interrupt held its bucket: settled, though still there */
+		entry->bytes = 0; /* an interrupt holds its bucket: mark it as freed */
 	if (freer)
 		ADD(freer->counters.freed_bytes, bytes);
 	if (freer && allocator.signal == process->signal && allocator.tgid == process->tgid &&
@@ -286,7 +294,7 @@ static __always_inline int on_free(u64 address)
 	struct slab_tally_record *tally;
 	struct slab_process process = {};
 
-	if (address <= ZERO_SIZE_PTR) /* kfree(NULL) is common, and frees nothing */
+	if (address <= ZERO_SIZE_PTR) /* kfree(NULL) is common and frees nothing */
 		return 0;
 	slab_read_current(&process);
 	if (!process.outside) {
@@ -313,10 +321,7 @@ int slab_cache_alloc(const u64 *args)
 	return on_alloc(args[1], cache_bytes(args));
 }
 
-/*
- * The same for kernels processe verifier lets it read `ptr` (see above): it reads the
- * size without a helper.
- */
+/* For kernels whose verifier accepts `ptr` (see above): reads the size without a helper. */
 SEC("tp_btf/kmem_cache_alloc")
 int BPF_PROG(slab_cache_btf, unsigned long call_site, const void *ptr, struct kmem_cache *cache)
 {

@@ -396,7 +396,7 @@ impl<C: Collector> Column for TypedColumn<C> {
 }
 
 /// How often the programs of an object ran.
-pub(super) fn program_costs(object: &Object) -> Result<Vec<ProgramCost>> {
+pub(crate) fn program_costs(object: &Object) -> Result<Vec<ProgramCost>> {
     let costs = object.program_costs()?.into_iter();
     Ok(costs.map(|(program, runs, time)| ProgramCost::new(program, runs, time)).collect())
 }

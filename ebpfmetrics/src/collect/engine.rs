@@ -5,7 +5,7 @@ use std::{any::Any, collections::BTreeSet};
 use super::{
     collector::{Collector, Read, WalkTimes},
     column::{Column, RowSource, TypedColumn, program_costs},
-    filter::Filter,
+    filter::{Filter, SharedFilter},
     hidden::Hidden,
     loading::Loading,
     table::{Observed, ProcessTable},
@@ -87,6 +87,7 @@ pub(crate) struct Engine {
     options: Options,
     cgroup_hierarchy: CgroupHierarchy,
     cgroup_number: i32,
+    shared_filter: SharedFilter,
     sees_all: bool,
     hidden: Hidden,
     table: ProcessTable,
@@ -104,7 +105,8 @@ impl Engine {
         check_option("set", "max_exited", options.max_exited, 0..=1 << 24)?;
         check_option("set", "max_ended", options.max_ended, 1..=1 << 24)?;
         require(PROCESS, &requirements(), kernel)?;
-        let (cgroup_hierarchy, cgroup_number) = hierarchy(&options, kernel)?;
+        let (cgroup_hierarchy, cgroup_number) =
+            hierarchy(options.cgroup_hierarchy.as_ref(), kernel)?;
         let filter = &options.filter;
         let loader = ObjectLoader::new(PROCESS, ebpf_probes::PROCESS)
             .override_global("cgroup_hierarchy", cgroup_number)
@@ -121,6 +123,11 @@ impl Engine {
         base.load_iterator("process_parents", "task", kernel)?;
         base.load_callable("process_read_clocks")?;
         filter.begin(&base)?;
+        let shared_filter = SharedFilter {
+            filter: filter.clone(),
+            cgroup_hierarchy: cgroup_number,
+            maps: vec![base.map_handle("filtered")?, base.map_handle("known_cgroups")?],
+        };
         let sees_all = in_initial_pid_namespace();
         let table =
             ProcessTable::new(options.max_exited as usize, filter.admits_late(), sees_all);
@@ -130,6 +137,7 @@ impl Engine {
             walk_program,
             cgroup_hierarchy,
             cgroup_number,
+            shared_filter,
             sees_all,
             hidden: Hidden::None,
             table,
@@ -155,6 +163,11 @@ impl Engine {
         &self.cgroup_hierarchy
     }
 
+    /// The filter, for objects outside of the set.
+    pub(crate) fn shared_filter(&self) -> &SharedFilter {
+        &self.shared_filter
+    }
+
     /// Adds a probe. On an error the set is as before.
     pub(crate) fn add<C: Collector>(
         &mut self,
@@ -168,17 +181,7 @@ impl Engine {
         }
         let handle = Handle::new();
         let section = self.section::<C>(handle.id())?;
-        let shared: Vec<_> = ["filtered", "known_cgroups"]
-            .into_iter()
-            .map(|map| self.base.map_handle(map))
-            .collect::<Result<_>>()?;
-        let loading = Loading {
-            kernel,
-            filter: &self.options.filter,
-            cgroup_hierarchy: self.cgroup_number,
-            shared: &shared,
-            section,
-        };
+        let loading = Loading { kernel, filter: &self.shared_filter, section };
         let collector = C::load(options, &loading)?;
         let column = TypedColumn::new(collector, section);
         self.columns.push((handle.id(), Box::new(column)));
@@ -470,7 +473,7 @@ fn match_rounded(ends: &mut [End], ids: &[ProcessId]) {
 }
 
 /// Checks that the kernel has the hooks of a probe.
-fn require(probe: &str, requirements: &Requirements, kernel: &Kernel) -> Result<()> {
+pub(crate) fn require(probe: &str, requirements: &Requirements, kernel: &Kernel) -> Result<()> {
     let missing = kernel.missing(requirements);
     if missing.is_empty() {
         return Ok(());
@@ -484,7 +487,10 @@ fn require(probe: &str, requirements: &Requirements, kernel: &Kernel) -> Result<
 }
 
 /// The hierarchy of cgroup ids, and the kernel's number of its controller.
-fn hierarchy(options: &Options, kernel: &Kernel) -> Result<(CgroupHierarchy, i32)> {
+pub(crate) fn hierarchy(
+    wanted: Option<&CgroupHierarchy>,
+    kernel: &Kernel,
+) -> Result<(CgroupHierarchy, i32)> {
     const UNIFIED: i32 = -1;
     let number = |hierarchy: &CgroupHierarchy| match hierarchy.enumerator() {
         None => Some(UNIFIED),
@@ -494,7 +500,7 @@ fn hierarchy(options: &Options, kernel: &Kernel) -> Result<(CgroupHierarchy, i32
             found.map(|(_, number)| number as i32)
         }
     };
-    match &options.cgroup_hierarchy {
+    match wanted {
         Some(hierarchy) => match number(hierarchy) {
             Some(number) => Ok((hierarchy.clone(), number)),
             None => {

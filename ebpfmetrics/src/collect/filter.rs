@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::walk::RecordBuffer;
 use crate::{
     error::{Error, ErrorKind, Result},
-    object::{Object, ObjectLoader},
+    object::{MapHandle, Object, ObjectLoader},
     record::{ProcessKey, ProcessParentRecord, filter_mode},
 };
 
@@ -50,6 +50,30 @@ pub enum Filter {
     Cgroup(u64),
 }
 
+/// The filter of a set, for objects that share its maps.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedFilter {
+    pub(super) filter: Filter,
+    /// The kernel's number of the controller that cgroup ids belong to.
+    pub(super) cgroup_hierarchy: i32,
+    pub(super) maps: Vec<MapHandle>,
+}
+
+impl SharedFilter {
+    /// Without a set: every process passes.
+    pub(crate) fn all(cgroup_hierarchy: i32) -> Self {
+        Self { filter: Filter::All, cgroup_hierarchy, maps: Vec::new() }
+    }
+
+    /// Sets the filter in an object that includes `filter.h`.
+    pub(crate) fn configure(&self, loader: ObjectLoader) -> ObjectLoader {
+        let loader = loader
+            .override_global_if_present("cgroup_hierarchy", self.cgroup_hierarchy)
+            .reuse_maps(&self.maps);
+        self.filter.configure(loader)
+    }
+}
+
 /// Room for this many processes at a time.
 const MAX_PROCESSES: u32 = 16_384;
 /// `KNOWN_CGROUPS`
@@ -71,7 +95,7 @@ impl Filter {
         Self::Cgroup(id)
     }
 
-    /// Sets the filter in an object that includes `filter.h`.
+    /// Sets the constants of the filter.
     pub(super) fn configure(&self, loader: ObjectLoader) -> ObjectLoader {
         let mode = |loader: ObjectLoader, mode: u32| {
             loader.override_global_if_present("filter_mode", mode)

@@ -2,7 +2,7 @@
 
 use bytemuck::NoUninit;
 
-use super::filter::Filter;
+use super::filter::SharedFilter;
 use crate::{
     kernel::Kernel,
     object::{MapHandle, ObjectLoader},
@@ -13,9 +13,7 @@ use crate::{
 pub struct Loading<'a> {
     /// Description of the running kernel.
     pub kernel: &'a Kernel,
-    pub(super) filter: &'a Filter,
-    pub(super) cgroup_hierarchy: i32,
-    pub(super) shared: &'a [MapHandle],
+    pub(super) filter: &'a SharedFilter,
     /// Number of the probe's section in a walk.
     pub(super) section: u16,
 }
@@ -25,9 +23,7 @@ impl Loading<'_> {
     /// records of its walk program have the right section.
     pub fn object(&self, name: &'static str, bytes: &'static [u8]) -> ObjectLoader {
         let loader = ObjectLoader::new(name, bytes)
-            .override_global_if_present("cgroup_hierarchy", self.cgroup_hierarchy)
-            .override_global_if_present("own_section", self.section)
-            .reuse_maps(self.shared);
+            .override_global_if_present("own_section", self.section);
         self.filter.configure(loader)
     }
 }

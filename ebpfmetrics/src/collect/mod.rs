@@ -11,5 +11,7 @@ mod loading;
 mod table;
 mod walk;
 
+pub(crate) use column::program_costs;
 pub use filter::Filter;
+pub(crate) use filter::SharedFilter;
 pub use loading::{Loading, WalkPart};

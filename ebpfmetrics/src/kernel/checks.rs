@@ -1,4 +1,4 @@
-//! Checks whether the machine has what the probes need. They load nothing.
+//! What a machine must have: checks that load nothing.
 
 use std::{collections::BTreeSet, fmt, fs};
 
@@ -7,26 +7,27 @@ use procfs::process::Process;
 use super::{BTF_PATH, Kernel, Requirements, in_initial_pid_namespace};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Lockdown mode of the kernel, from `/sys/kernel/security/lockdown`.
+/// Kernel lockdown, from `/sys/kernel/security/lockdown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lockdown {
-    /// No lockdown, or not reported.
+enum Lockdown {
+    /// Off, or not reported by the kernel.
     None,
-    /// `integrity`: allows probes, which only read.
+    /// `integrity`: no obstacle, because probes only read.
     Integrity,
-    /// `confidentiality`: forbids eBPF to read kernel memory.
+    /// `confidentiality`: eBPF may not read kernel memory.
     Confidentiality,
 }
 
-/// Result of one check.
+/// One requirement of the probes, and whether the machine meets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Check {
-    /// What was checked.
+    /// The requirement.
     pub what: String,
-    /// Kind of the error that loading a probe returns. `None` if the requirement is met.
+    /// Kind of the error that loading a probe fails with; `None` if the requirement is met.
     pub missing: Option<ErrorKind>,
-    /// What was found. If something is missing, also how to fix it.
+    /// What was found and, if something is missing, how to fix it.
     pub detail: String,
 }
 
@@ -40,30 +41,31 @@ impl Check {
     }
 }
 
-/// Results of [`preflight`](crate::preflight()).
+/// The result of [`preflight`](crate::preflight()).
 ///
 /// ```
 /// let preflight = ebpfmetrics::preflight();
 /// println!("{preflight}");
 /// if let Err(error) = preflight.require() {
-///     eprintln!("cannot load the probes: {error}");
+///     eprintln!("cannot measure on this machine: {error}");
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Preflight {
     checks: Vec<Check>,
 }
 
 impl Preflight {
-    /// All checks. The most basic come first.
+    /// All checks, the most important first.
     pub fn checks(&self) -> &[Check] {
         &self.checks
     }
 
-    /// Returns the first requirement that is not met, as the error that loading would return.
+    /// Returns the first unmet requirement as the error that loading a probe would return.
     ///
     /// # Errors
-    /// A requirement is not met; the kind is that of the check.
+    /// A requirement is not met.
     pub fn require(&self) -> Result<()> {
         for check in &self.checks {
             if let Some(kind) = check.missing {
@@ -85,13 +87,13 @@ impl fmt::Display for Preflight {
     }
 }
 
-/// Checks the requirements of several probes.
+/// Checks what some probes need.
 pub(crate) fn preflight_for(requirements: &[(&'static str, Requirements)]) -> Preflight {
     Facts::gather(requirements).evaluate()
 }
 
-/// Error to report if a probe cannot be loaded: what the machine lacks, or the error itself if
-/// it lacks nothing.
+/// The error to report when a probe cannot be loaded: what the machine lacks if it lacks
+/// something, else the error itself.
 pub(crate) fn explain(error: Error, probe: &'static str, requirements: &Requirements) -> Error {
     let may_lack = matches!(
         error.kind(),
@@ -108,8 +110,8 @@ pub(crate) fn explain(error: Error, probe: &'static str, requirements: &Requirem
         Err(lacking) => lacking.with_source(error),
         Ok(()) if error.kind() == ErrorKind::PermissionDenied => {
             let text = format!(
-                "{error}; the capabilities are present, so a security module or a seccomp filter \
-                 (for example of a container runtime) denies it"
+                "{error}; the capabilities are there, so a security module or a seccomp filter \
+                 (as of container runtimes) forbids it"
             );
             Error::new(ErrorKind::PermissionDenied, text).with_source(error)
         }
@@ -123,8 +125,8 @@ const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
-/// What the machine has. Facts are gathered first and evaluated later, so that a test can
-/// evaluate a machine that lacks one of them.
+/// Facts about the machine. They are collected first and evaluated afterwards, so a test can
+/// remove one fact at a time.
 #[derive(Clone, Debug)]
 struct Facts {
     kernel_release: String,
@@ -133,7 +135,7 @@ struct Facts {
     lockdown: Lockdown,
     /// Missing hooks, each with the probe that needs it.
     missing_hooks: BTreeSet<(&'static str, &'static str)>,
-    /// Limit in bytes; `None` if the kernel does not charge maps to it.
+    /// The limit in bytes, if the kernel charges maps to it.
     memlock_limit: Option<u64>,
     in_initial_pid_namespace: bool,
 }
@@ -181,8 +183,8 @@ impl Facts {
             return Check::met(WHAT, BTF_PATH);
         }
         let detail = format!(
-            "cannot read {BTF_PATH}; use Linux 5.10 or newer, built with CONFIG_DEBUG_INFO_BTF=y, \
-             and mount /sys if this is a container (running kernel: {})",
+            "{BTF_PATH} cannot be read; use a kernel built with CONFIG_DEBUG_INFO_BTF=y, \
+             5.10 or newer, and mount /sys in a container (running: {})",
             self.kernel_release
         );
         Check::missing(WHAT, ErrorKind::BtfMissing, detail)
@@ -202,7 +204,7 @@ impl Facts {
             return Check::met(WHAT, "CAP_BPF, CAP_PERFMON");
         }
         let detail = format!(
-            "missing {}; run as root, or give the program CAP_BPF and CAP_PERFMON \
+            "missing {}; run as root, or give the program both CAP_BPF and CAP_PERFMON \
              (setcap cap_bpf,cap_perfmon+ep PROGRAM; AmbientCapabilities= in a systemd unit; \
              securityContext.capabilities in Kubernetes)",
             missing.join(" and ")
@@ -214,12 +216,12 @@ impl Facts {
         const WHAT: &str = "kernel lockdown";
         match self.lockdown {
             Lockdown::None => Check::met(WHAT, "none"),
-            Lockdown::Integrity => Check::met(WHAT, "integrity, which allows probes"),
+            Lockdown::Integrity => Check::met(WHAT, "integrity (no obstacle)"),
             Lockdown::Confidentiality => Check::missing(
                 WHAT,
                 ErrorKind::Lockdown,
-                "confidentiality, which forbids eBPF to read kernel memory; boot with \
-                 lockdown=integrity or without lockdown",
+                "confidentiality: eBPF may not read kernel memory; boot with \
+                 lockdown=integrity or none",
             ),
         }
     }
@@ -229,13 +231,13 @@ impl Facts {
         const NEEDED: u64 = 64 << 20;
         let limit = self.memlock_limit?;
         Some(if limit >= NEEDED {
-            Check::met(WHAT, "the limit is high enough")
+            Check::met(WHAT, "limit high enough")
         } else if self.has(CAP_SYS_RESOURCE) {
-            Check::met(WHAT, format!("the limit is {limit} bytes; loading a probe raises it"))
+            Check::met(WHAT, format!("limit {limit} bytes, raised when a probe is loaded"))
         } else {
             let detail = format!(
                 "kernels before 5.11 charge eBPF maps to RLIMIT_MEMLOCK, which is {limit} bytes; \
-                 raise it to {NEEDED} (ulimit -l, LimitMEMLOCK=) or give the program CAP_SYS_RESOURCE"
+                 raise it to {NEEDED} (ulimit -l, LimitMEMLOCK=) or give CAP_SYS_RESOURCE"
             );
             Check::missing(WHAT, ErrorKind::MemlockLimit, detail)
         })
@@ -250,7 +252,7 @@ impl Facts {
         }
         let missing = |(probe, hook): &(&str, &str)| {
             let detail = format!(
-                "this kernel ({}) lacks it; use Linux 5.10 or newer",
+                "this kernel ({}) lacks it; Linux 5.10 or newer is required",
                 self.kernel_release
             );
             Check::missing(format!("hook {hook} of probe {probe}"), ErrorKind::HookMissing, detail)
@@ -258,13 +260,13 @@ impl Facts {
         self.missing_hooks.iter().map(missing).collect()
     }
 
-    /// Always met. Outside the initial namespace, iterators show only the own namespace.
+    /// No obstacle, but good to know: the walk shows the processes of this namespace only.
     fn pid_namespace(&self) -> Check {
         let detail = if self.in_initial_pid_namespace {
-            "initial: all processes are visible"
+            "the initial one: all processes are visible"
         } else {
-            "not the initial one: running processes of other namespaces are invisible; \
-             use the host's PID namespace (hostPID: true, --pid=host) to see all"
+            "not the initial one: only its own processes are visible while they run; share the \
+             host's namespace (hostPID: true, --pid=host) to see all"
         };
         Check::met("PID namespace", detail)
     }
@@ -282,7 +284,7 @@ fn lockdown() -> Lockdown {
 }
 
 /// Kernels before 5.11 charge maps to `RLIMIT_MEMLOCK`, later ones to the memory cgroup. Only
-/// the version shows which. It decides only what advice is given.
+/// the version shows which; it only decides the advice that is given.
 fn charges_memlock() -> bool {
     procfs::KernelVersion::current().is_ok_and(|version| (version.major, version.minor) < (5, 11))
 }

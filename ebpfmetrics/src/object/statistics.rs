@@ -51,7 +51,7 @@ impl Object {
     }
 
     /// Name, number of runs and run time of each loaded program. Both are counted only while
-    /// [`Statistics`](crate::Statistics) are enabled.
+    /// [`Statistics`](crate::probe::Statistics) are enabled.
     ///
     /// # Errors
     /// [`System`](ErrorKind::System) if the kernel refuses.

@@ -6,8 +6,8 @@ use crate::{
     kernel::Kernel,
 };
 
-fn load_cpu(kernel: &Kernel) -> Object {
-    ObjectLoader::new("cpu", ebpf_probes::CPU).load(kernel).unwrap()
+fn load_process(kernel: &Kernel) -> Object {
+    ObjectLoader::new("process", ebpf_probes::PROCESS).load(kernel).unwrap()
 }
 
 fn kind<T>(result: Result<T>) -> ErrorKind {
@@ -43,13 +43,13 @@ fn test_object() -> Option<&'static [u8]> {
 
 #[test]
 fn array_elements_keep_the_value_that_was_set() {
-    let object = load_cpu(&Kernel::read().unwrap());
-    assert_eq!(object.array_element::<[u64; 2]>("clocks", 0).unwrap(), [0; 2]);
-    object.set_array_element("clocks", 0, [1_u64, 2]).unwrap();
-    assert_eq!(object.array_element::<[u64; 2]>("clocks", 0).unwrap(), [1, 2]);
-    assert_eq!(object.array_elements::<[u64; 2]>("clocks", 0, 9).unwrap(), [[1, 2]]);
-    assert!(object.set_array_element("clocks", 1, [0_u64; 2]).is_err());
-    assert_eq!(kind(object.array_element::<[u64; 2]>("clocks", 1)), ErrorKind::InvalidObject);
+    let object = load_process(&Kernel::read().unwrap());
+    assert_eq!(object.array_element::<[u64; 3]>("clocks", 0).unwrap(), [0; 3]);
+    object.set_array_element("clocks", 0, [1_u64, 2, 3]).unwrap();
+    assert_eq!(object.array_element::<[u64; 3]>("clocks", 0).unwrap(), [1, 2, 3]);
+    assert_eq!(object.array_elements::<[u64; 3]>("clocks", 0, 9).unwrap(), [[1, 2, 3]]);
+    assert!(object.set_array_element("clocks", 1, [0_u64; 3]).is_err());
+    assert_eq!(kind(object.array_element::<[u64; 3]>("clocks", 1)), ErrorKind::InvalidObject);
     assert_eq!(kind(object.set_array_element("none", 0, [0_u64; 2])), ErrorKind::InvalidObject);
 }
 
@@ -57,17 +57,17 @@ fn array_elements_keep_the_value_that_was_set() {
 fn maps_are_accessed_only_with_their_own_type_and_sizes() {
     type Key = [u64; 2];
     type Value = [u64; 9];
-    let object = load_cpu(&Kernel::read().unwrap());
+    let object = load_process(&Kernel::read().unwrap());
     let invalid = ErrorKind::InvalidObject;
-    assert_eq!(kind(object.lookup_batch::<Key, u64>("exited")), invalid, "too small a value");
-    assert_eq!(kind(object.lookup_and_delete_batch::<u64, Value>("exited")), invalid);
-    assert_eq!(kind(object.lookup_batch::<u32, Value>("folded")), invalid, "not a hash");
-    assert_eq!(kind(object.lookup::<u64, u64>("exited", &1)), invalid);
-    assert_eq!(kind(object.delete_batch::<u64>("exited", &[1])), invalid);
-    assert_eq!(kind(object.push("exited", 1_u32)), invalid);
-    assert_eq!(kind(object.per_cpu_element::<u8>("losses", 0)), invalid);
-    assert_eq!(kind(object.set_tail_call("exited", 0, &object, "cpu_tasks")), invalid);
-    object.delete_batch::<Key>("exited", &[[1, 2]]).unwrap();
+    assert_eq!(kind(object.lookup_batch::<Key, u64>("ended")), invalid, "too small a value");
+    assert_eq!(kind(object.lookup_and_delete_batch::<u64, Value>("ended")), invalid);
+    assert_eq!(kind(object.lookup_batch::<u32, Value>("overflow")), invalid, "not a hash");
+    assert_eq!(kind(object.lookup::<u64, u64>("ended", &1)), invalid);
+    assert_eq!(kind(object.delete_batch::<u64>("ended", &[1])), invalid);
+    assert_eq!(kind(object.push("ended", 1_u32)), invalid);
+    assert_eq!(kind(object.per_cpu_element::<u8>("process_losses", 0)), invalid);
+    assert_eq!(kind(object.set_tail_call("ended", 0, &object, "process_walk")), invalid);
+    object.delete_batch::<Key>("ended", &[[1, 2]]).unwrap();
 }
 
 #[test]
@@ -193,13 +193,13 @@ fn reused_maps_have_the_declared_type_and_sizes() {
     assert!(error.to_string().contains("cannot reuse map numbers for counts"), "{error}");
     assert_eq!(kind(loader.reuse_map("none", &numbers).load(&kernel)), ErrorKind::InvalidObject);
     // an object that declares none of them
-    ObjectLoader::new("cpu", ebpf_probes::CPU).reuse_maps(&[numbers]).load(&kernel).unwrap();
+    ObjectLoader::new("process", ebpf_probes::PROCESS).reuse_maps(&[numbers]).load(&kernel).unwrap();
 }
 
 #[test]
 fn options_for_names_that_the_object_lacks_are_errors() {
     let kernel = Kernel::read().unwrap();
-    let loader = ObjectLoader::new("cpu", ebpf_probes::CPU);
+    let loader = ObjectLoader::new("process", ebpf_probes::PROCESS);
     let load = |loader: ObjectLoader| loader.load(&kernel);
     let error = load(loader.clone().map_max_entries("no_such_map", 1)).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::InvalidObject);
@@ -227,60 +227,60 @@ fn a_map_that_is_not_created_does_not_exist() {
 fn a_rejected_program_comes_with_the_log_of_the_verifier() {
     let kernel = Kernel::read().unwrap();
     // its first argument is not a task
-    let error = load_cpu(&kernel).attach("cpu_free", "sched_switch", &kernel).unwrap_err();
+    let error = load_process(&kernel).attach("process_release", "sched_switch", &kernel).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::VerifierRejected);
     let log = error.verifier_log().unwrap();
     assert!(log.lines().count() > 3, "{log}");
     let text = error.to_string();
-    assert!(text.contains("object cpu") && text.contains("cpu_free"), "{text}");
+    assert!(text.contains("object process") && text.contains("process_release"), "{text}");
     assert!(text.lines().count() < 10, "{text}");
 }
 
 #[test]
 fn missing_programs_and_hooks_are_named() {
     let kernel = Kernel::read().unwrap();
-    let mut object = load_cpu(&kernel);
+    let mut object = load_process(&kernel);
     let error = object.attach("none", "sched_switch", &kernel).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidObject);
     assert!(error.to_string().contains("no program none"), "{error}");
-    let error = object.attach_tracepoint("cpu_free", "sched", "sched_switch").unwrap_err();
+    let error = object.attach_tracepoint("process_release", "sched", "sched_switch").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidObject);
-    let error = object.attach("cpu_free", "no_such_hook", &kernel).unwrap_err();
+    let error = object.attach("process_release", "no_such_hook", &kernel).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::HookMissing);
     assert!(error.to_string().contains("no_such_hook"), "{error}");
-    assert!(error.to_string().contains("cpu_free"), "{error}");
-    let error = object.attach_raw_tracepoint("cpu_clocks", "no_such_hook").unwrap_err();
+    assert!(error.to_string().contains("process_release"), "{error}");
+    let error = object.attach_raw_tracepoint("process_read_clocks", "no_such_hook").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::HookMissing, "{error}");
-    assert_eq!(kind(object.iterate("cpu_tasks")), ErrorKind::System, "it is not loaded");
+    assert_eq!(kind(object.iterate("process_walk")), ErrorKind::System, "it is not loaded");
     assert_eq!(kind(object.iterate("none")), ErrorKind::InvalidObject);
 }
 
 #[test]
 fn types_of_an_object_are_read_from_its_btf() {
-    let (size, members) = layout(ebpf_probes::CPU, "process_key").unwrap();
+    let (size, members) = layout(ebpf_probes::PROCESS, "process_key").unwrap();
     assert_eq!(size, 16);
     assert_eq!(members[1], ("tgid".to_owned(), 8));
-    assert!(layout(ebpf_probes::CPU, "no_such_struct").is_none());
+    assert!(layout(ebpf_probes::PROCESS, "no_such_struct").is_none());
 }
 
 #[test]
 fn an_iterator_continues_with_that_of_another_object() {
     let kernel = Kernel::read().unwrap();
     let [mut first, mut second] = [1_u16, 2].map(|stream| {
-        let loader = ObjectLoader::new("cpu", ebpf_probes::CPU);
-        loader.override_global_if_present("stream", stream).load(&kernel).unwrap()
+        let loader = ObjectLoader::new("process", ebpf_probes::PROCESS);
+        loader.override_global_if_present("own_section", stream).load(&kernel).unwrap()
     });
     for object in [&mut first, &mut second] {
-        object.load_iterator("cpu_tasks", "task", &kernel).unwrap();
+        object.load_iterator("process_walk", "task", &kernel).unwrap();
     }
     let length = |object: &Object| {
         let mut output = Vec::new();
-        object.iterate("cpu_tasks").unwrap().read_to_end(&mut output).unwrap();
+        object.iterate("process_walk").unwrap().read_to_end(&mut output).unwrap();
         output.len()
     };
     let alone = length(&first);
-    first.set_tail_call("next_iterator", 0, &second, "cpu_tasks").unwrap();
+    first.set_tail_call("next_program", 0, &second, "process_walk").unwrap();
     assert!(length(&first) > alone + alone / 2);
-    first.clear_tail_call("next_iterator", 0).unwrap();
+    first.clear_tail_call("next_program", 0).unwrap();
     assert!(length(&first) < alone + alone / 2);
 }

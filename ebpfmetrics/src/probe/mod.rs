@@ -1,10 +1,12 @@
 //! The trait of all probes, and what they report about themselves.
 
 mod health;
+mod statistics;
 
 use std::time::Duration;
 
 pub use health::{Cost, Degraded, Health, ProgramCost};
+pub use statistics::Statistics;
 
 #[cfg(feature = "tokio")]
 use crate::intervals::IntervalStream;
@@ -80,7 +82,7 @@ pub trait Probe: Send + 'static {
 
     /// Reports how often the probe's programs ran and how long they took.
     ///
-    /// The kernel counts this only while a `Statistics` guard exists or
+    /// The kernel counts this only while a [`Statistics`] guard exists or
     /// `kernel.bpf_stats_enabled` is 1.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use super::shared::RecordHead;
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct CpuTotalsRecord {
     pub sum_exec_ns: u64,
-    /// SchedSwitch.
+    /// With SchedSwitch.
     pub charged_ns: u64,
     pub user_ns: u64,
     pub system_ns: u64,
@@ -29,9 +29,9 @@ pub struct CpuTotalsRecord {
     pub migrations: u64,
 }
 
-/// The kernel sums up the time of dead threads in signal_struct, but not their waits and
-/// migrations: those are added here as threads exit. The rest is set when the last thread
-/// exits, and again at the release.
+/// The kernel sums up the times and switches of dead threads in signal_struct, but not their
+/// waits and migrations: those are added here as threads exit. The rest is set when the last
+/// thread exits, and again at the release.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct CpuEndedRecord {
@@ -42,7 +42,7 @@ pub struct CpuEndedRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CpuLoss {
-    /// A switch to this task was not seen: its slice is missing.
+    /// The switch to a task was not seen: its slice is missing.
     SwitchUnmatched,
     /// `cpu_overflow` full: a slice is missing.
     SwitchTableFull,
@@ -91,8 +91,8 @@ pub mod cpu_task_flags {
     pub const WAITING: u32 = 8;
 }
 
-/// One task. `dead` are the totals of threads of the same process that have been released
-/// before; user space adds up what belongs together.
+/// One task. `dead` are the totals of threads of the same process that were released before;
+/// user space adds them up.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct CpuTaskRecord {
@@ -100,13 +100,13 @@ pub struct CpuTaskRecord {
     pub own: CpuTotalsRecord,
     /// charged_ns: of the whole process.
     pub dead: CpuTotalsRecord,
-    /// For a task on a CPU: now, on BPF's clock, less the moment of the last update of
-    /// sum_exec_ns, on the scheduler's clock. User space knows the distance between these
+    /// For a task on a CPU: the current time on BPF's clock minus the time of the last update
+    /// of sum_exec_ns on the scheduler's clock. User space subtracts the offset between these
     /// clocks.
     pub running_raw_ns: u64,
-    /// The same since it was switched in.
+    /// The same, since it was switched in.
     pub arrived_raw_ns: u64,
-    /// The same since it began to wait for a CPU.
+    /// The same, since it began to wait for a CPU.
     pub queued_raw_ns: u64,
     /// CLOCK_MONOTONIC; set if it runs or waits.
     pub read_at_ns: u64,
@@ -119,7 +119,7 @@ pub struct CpuTaskRecord {
 /// `enum cpu_cpu_flags`.
 pub mod cpu_cpu_flags {
     pub const HAS_IDLE: u32 = 1;
-    /// Add BPF's clock less the scheduler's.
+    /// Add BPF's clock minus the scheduler's.
     pub const IDLE_LACKS_CLOCK_OFFSET: u32 = 2;
     /// Subtract interrupted_ns.
     pub const IDLE_HOLDS_INTERRUPTED: u32 = 4;
@@ -133,8 +133,8 @@ pub struct CpuCpuRecord {
     pub cpu: u32,
     pub flags: u32,
     pub now_ns: u64,
-    /// Only differences mean anything.
+    /// Only differences are meaningful.
     pub idle_ns: u64,
-    /// Interrupts and stolen time, as far as the kernel accounts them.
+    /// Interrupts and stolen time, as far as the kernel accounts for them.
     pub interrupted_ns: u64,
 }

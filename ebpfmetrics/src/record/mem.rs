@@ -25,18 +25,18 @@ pub struct MemFaultsRecord {
     pub dead_major: u64,
 }
 
-/// The highest of something in a window; windows are told apart by their epoch.
+/// The maximum of a value in a window. The epoch identifies the window.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemPeakRecord {
     pub epoch: u64,
     pub pages: u64,
-    /// In the epoch before; 0 if nothing happened in it.
+    /// Maximum in the epoch before; 0 if there were no events in it.
     pub previous_pages: u64,
 }
 
-/// What events have shown of a process. The counters are exact because each event takes
-/// what the one before it left, in one instruction. A walk writes it as it is.
+/// What the hooks have counted for a process. The counters are exact because each event takes
+/// the result of the one before it in one instruction. A walk writes this record unchanged.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemTrackedRecord {
@@ -46,7 +46,7 @@ pub struct MemTrackedRecord {
     pub padding: u32,
     pub resident_set: MemPeakRecord,
     pub virtual_space: MemPeakRecord,
-    /// The address space: exec takes a new one.
+    /// Address of its mm: exec creates a new one.
     pub space: u64,
     /// Its size at the last event.
     pub virtual_pages: u64,
@@ -61,16 +61,16 @@ pub struct MemTrackedRecord {
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemEndedRecord {
     pub faults: MemFaultsRecord,
-    /// process_start_ns 0: not tracked.
+    /// process_start_ns is 0: not tracked.
     pub tracked: MemTrackedRecord,
-    /// 0 where the kernel takes the memory away first.
+    /// 0 up to 6.12, where the memory is gone by then.
     pub resident_high_water_pages: u64,
     pub virtual_high_water_pages: u64,
-    /// 1 if the kernel chose it.
+    /// 1 if the OOM killer chose it.
     pub oom_kills: u64,
 }
 
-/// Counters of ended processes together.
+/// Sum of the counters of ended processes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemTotalsRecord {
@@ -87,7 +87,7 @@ pub struct MemTotalsRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MemLoss {
-    /// `mem_tracked` full: peaks and address space missing.
+    /// `mem_tracked` full: peaks and address space are missing.
     TrackTableFull,
 }
 
@@ -128,9 +128,9 @@ pub mod mem_kind {
 pub struct MemTaskRecord {
     pub head: RecordHead,
     pub faults: MemFaultsRecord,
-    /// held, but not in the common counters yet.
+    /// Counted per thread (before 6.2), not in the mm yet.
     pub unfolded_pages: [i32; 4],
-    /// 1 if the kernel chose its process.
+    /// 1 if the OOM killer chose its process.
     pub oom_kills: u64,
 }
 
@@ -141,8 +141,8 @@ pub mod mem_held_flags {
     pub const CHANGING: u32 = 2;
 }
 
-/// What a process holds, in pages unless a unit is given. Follows the record of the leader
-/// or, if the leader has exited before them, those of the other threads.
+/// The memory of a process, in pages unless the name has another unit. Follows the record of
+/// the leader. If the leader has exited before other threads, it follows their records.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemHeldRecord {
@@ -153,7 +153,7 @@ pub struct MemHeldRecord {
     pub virtual_high_water_pages: u64,
     /// file, anonymous, swapped out, shared.
     pub resident_pages: [i64; 4],
-    /// As far as the kernel has noted it.
+    /// As far as the kernel has updated it.
     pub resident_high_water_pages: u64,
     pub page_table_bytes: u64,
     pub locked_pages: u64,

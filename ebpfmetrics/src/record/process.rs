@@ -24,9 +24,9 @@ use super::slab::{SlabCountersRecord, SlabEndedRecord};
 
 /// `enum ended_flags`.
 pub mod ended_flags {
-    /// Its last thread has exited: `info` and `ended_ns` are set.
+    /// The last thread has exited: `info` and `ended_ns` are set.
     pub const EXITED: u32 = 1;
-    /// The kernel has freed it: these are its final counters.
+    /// The kernel has released it: the counters are final.
     pub const RELEASED: u32 = 2;
 }
 
@@ -38,10 +38,11 @@ pub struct ProcessEndedRecord {
     pub info: ProcessInfoRecord,
     /// CLOCK_MONOTONIC, at the exit of the last thread.
     pub ended_ns: u64,
-    /// The leader's address, to read it between exit and release.
+    /// Address of the leader, to read it between exit and release.
     pub task: u64,
+    /// Address of its signal_struct.
     pub signal: u64,
-    /// That have exited.
+    /// Number that have exited.
     pub threads: u32,
     pub flags: u32,
     pub cpu: CpuEndedRecord,
@@ -50,7 +51,7 @@ pub struct ProcessEndedRecord {
     pub slab: SlabEndedRecord,
 }
 
-/// The sum of the final records that `ended` had no room for. Per CPU: one writer each.
+/// Sum of the final records that `ended` had no room for. Per CPU: one writer each.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ProcessOverflowRecord {
@@ -65,11 +66,11 @@ pub struct ProcessOverflowRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProcessLoss {
-    /// `ended` full: a process is in `overflow` alone.
+    /// `ended` full: a process is only in `overflow`.
     EndedTableFull,
     /// `creators` full: the creator of a process is unknown.
     CreatorTableFull,
-    /// `filtered` full: a process of a tree and its children.
+    /// `filtered` full: a process and its children are missing.
     FilterTableFull,
 }
 
@@ -104,7 +105,7 @@ pub mod process_kind {
     pub const WALK: u32 = 1;
     pub const PROCESS: u32 = 2;
     pub const THREAD: u32 = 3;
-    /// The task before this is being released: ignore it.
+    /// The previous task is being released: ignore its records.
     pub const VOID: u32 = 4;
     pub const ENDED: u32 = 5;
     pub const SETTLED: u32 = 6;
@@ -120,7 +121,7 @@ pub struct ProcessWalkRecord {
     pub boottime_ns: u64,
 }
 
-/// A process, sent by its leader. The records of the probes for the leader follow.
+/// A process, written for its leader. The records of the probes for the leader follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ProcessProcessRecord {
@@ -144,9 +145,9 @@ pub struct ProcessThreadRecord {
     pub comm: [u8; 16],
 }
 
-/// Counters of a process between its exit and its release, as the kernel has them now. Its
-/// final record comes an RCU grace period after it disappears from the walk; what it will
-/// say is known before.
+/// Counters of a process between its exit and its release, as the kernel has them now. The
+/// process disappears from the walk an RCU grace period before its final record is written.
+/// Meanwhile this record has the counters that the final record will have.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ProcessSettledRecord {
@@ -159,7 +160,7 @@ pub struct ProcessSettledRecord {
     pub threads: u64,
 }
 
-/// A process and its parent, for a filter that is being set up.
+/// A process and its parent. User space sets up the filter with it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ProcessParentRecord {
@@ -168,13 +169,13 @@ pub struct ProcessParentRecord {
     pub parent: ProcessKey,
 }
 
-/// Where BPF's clock and the scheduler's clock stand, seen by the caller right after it made
-/// the scheduler update its own time. Run by user space, attached to nothing.
+/// BPF's clock and the scheduler's clock. User space runs the program that reads them, right
+/// after it has made the scheduler update its clock; it is not attached to a hook.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ProcessClocksRecord {
     pub scheduler_ns: u64,
-    /// now; user space may be in a time namespace.
+    /// Read here because user space may be in a time namespace.
     pub monotonic_ns: u64,
     pub is_set: u64,
 }
@@ -186,6 +187,6 @@ pub mod section_number {
     pub const MEM: u32 = 2;
     pub const DISK: u32 = 3;
     pub const SLAB: u32 = 4;
-    /// The first of probes from other crates.
+    /// Probes from other crates begin here.
     pub const OTHERS: u32 = 16;
 }

@@ -10,7 +10,7 @@
     reason = "generated as a whole, named as in C"
 )]
 
-/// A pid is reused after its process is gone. A pid with its start time is unique.
+/// Identifies a process: a pid can be reused, a pid with a start time cannot.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bytemuck::Pod, bytemuck::Zeroable,
@@ -38,9 +38,9 @@ pub struct RecordHead {
 pub mod filter_mode {
     pub const ALL: u32 = 0;
     pub const LISTED: u32 = 1;
-    /// The listed, and all that they start from here on.
+    /// The listed processes and all their descendants.
     pub const TREE: u32 = 2;
-    /// And the cgroups below it.
+    /// A cgroup and the cgroups below it.
     pub const CGROUP: u32 = 3;
 }
 
@@ -53,7 +53,7 @@ pub mod process_flags {
     pub const HAS_SCHEDULING: u32 = 4;
 }
 
-/// What is known of a process beside what the probes measure.
+/// Attributes of a process that do not depend on a probe.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ProcessInfoRecord {
@@ -67,7 +67,7 @@ pub struct ProcessInfoRecord {
     pub namespace_pid: u32,
     pub threads: u32,
     pub flags: u32,
-    /// TASK_\* of the leader, and EXIT_\* above them.
+    /// TASK_\* | EXIT_\* of the leader.
     pub state: u32,
     pub policy: u32,
     pub nice: i32,

@@ -14,25 +14,26 @@ use std::fmt;
 
 use super::shared::RecordHead;
 
-/// `struct slab_counters_record`.
+/// Counters of one process. Those below `frees` need the address map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SlabCountersRecord {
     pub allocations: u64,
     pub allocated_bytes: u64,
     pub frees: u64,
-    /// With addresses: of its frees.
+    /// Of `frees`.
     pub freed_bytes: u64,
-    /// Nothing is known of the object that was freed.
+    /// Of `frees`: the object is not in the address map.
     pub unknown_frees: u64,
-    /// Another process had allocated it.
+    /// Of `frees`: another process had allocated it.
     pub cross_process_frees: u64,
-    /// freed, by any process.
+    /// Of its allocations: freed, by any process.
     pub released_bytes: u64,
+    /// Of its allocations: freed by another process.
     pub freed_by_others: u64,
-    /// No tracepoint fired; noticed when the address was reused.
+    /// Of its allocations: no tracepoint, noticed at the next use.
     pub unseen_frees: u64,
-    /// Not in `slab_addresses`.
+    /// Of its allocations: no room in the address map.
     pub untracked_bytes: u64,
 }
 
@@ -47,11 +48,11 @@ pub struct SlabEndedRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SlabLoss {
-    /// `slab_overflow` full: an allocation or free is missing.
+    /// `slab_overflow` full: an event was not counted.
     ProcessTableFull,
-    /// `slab_addresses` full: the free of this one will be unknown.
+    /// `slab_addresses` full: an allocation is untracked.
     AddressMapFull,
-    /// As full, but because an interrupt came between.
+    /// An interrupt held `slab_addresses`: untracked too.
     AddressMapBusy,
 }
 
@@ -81,12 +82,12 @@ impl fmt::Display for SlabLoss {
     }
 }
 
-/// What is counted of one process, by several CPUs: atomic adds.
+/// What is counted for one process. Several CPUs add: atomic operations.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SlabTallyRecord {
     pub counters: SlabCountersRecord,
-    /// Tells processes apart that had the same signal_struct and pid.
+    /// Low half of the start time: distinguishes processes with equal owners.
     pub born: u32,
     pub padding: u32,
 }
@@ -96,10 +97,23 @@ pub mod slab_kind {
     pub const PROCESS: u32 = 1;
 }
 
-/// A process; slab memory is counted by process, so only the leader has one.
+/// The counters of a process. Only its leader has this record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SlabProcessRecord {
     pub head: RecordHead,
     pub counters: SlabCountersRecord,
+}
+
+/// Where the tracepoints of allocations have the size.
+pub mod slab_size_source {
+    /// 5.10: (call_site, ptr, bytes_req, bytes_alloc, ..).
+    pub const FOURTH_ARGUMENT: u32 = 0;
+    /// 5.19 to 6.0: (call_site, ptr, cache, bytes_req, bytes_alloc, ..), b347aa7b5747
+    /// "mm/tracing: add 'accounted' entry into output of allocation tracepoints".
+    pub const FIFTH_ARGUMENT: u32 = 1;
+    /// Since 6.1: kmalloc as in 5.10, kmem_cache_alloc(call_site, ptr, cache, ..),
+    /// 2c1d697fb8ba "mm/slab_common: drop kmem_alloc & avoid dereferencing fields when
+    /// not using".
+    pub const CACHE: u32 = 2;
 }

@@ -10,6 +10,7 @@ pub use single::Single;
 
 use crate::{
     collect::{
+        SharedFilter,
         collector::{Collector, Read},
         engine::Engine,
     },
@@ -142,6 +143,10 @@ impl ProbeSet {
         self.engine.final_usage(probe.id(), process)
     }
 
+    pub(crate) fn shared_filter(&self) -> &SharedFilter {
+        self.engine.shared_filter()
+    }
+
     pub(crate) fn collector<C: Collector>(
         &self,
         probe: Handle<C::Usage, C::System>,
@@ -167,6 +172,12 @@ impl Probe for ProbeSet {
 
     fn cost(&self) -> Result<Cost> {
         self.engine.cost()
+    }
+}
+
+impl AsRef<Self> for ProbeSet {
+    fn as_ref(&self) -> &Self {
+        self
     }
 }
 

@@ -86,6 +86,13 @@ impl<C: Collector> Probe for Single<C> {
     }
 }
 
+/// The set that contains the probe.
+impl<C: Collector> AsRef<ProbeSet> for Single<C> {
+    fn as_ref(&self) -> &ProbeSet {
+        &self.set
+    }
+}
+
 impl<C: Collector> fmt::Debug for Single<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Single").field("probe", &C::NAME).finish_non_exhaustive()

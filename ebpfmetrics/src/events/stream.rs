@@ -1,23 +1,21 @@
-//! Events as a `Stream`.
-
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use futures_core::Stream;
+use futures_core::{FusedStream, Stream};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{Event, Events};
-use crate::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
-/// [`Events`] as a [`Stream`] without end (feature `tokio`).
+/// [`Events`] as a [`Stream`] that never ends (feature `tokio`).
 ///
-/// The runtime waits for the descriptor; reading takes no system call. Nothing is lost
-/// when the future of an item is dropped (as by `select!`).
+/// The runtime waits for the descriptor. Reading makes no system call. Dropping the future of
+/// an item (as `select!` does) loses nothing.
 ///
-/// Dropping the stream detaches the programs; [`into_inner`](EventStream::into_inner) gives
-/// the events back.
+/// Dropping the stream detaches the programs. [`into_inner`](EventStream::into_inner)
+/// returns the events.
 ///
 /// ```no_run
 /// use std::{future::poll_fn, pin::Pin};
@@ -26,7 +24,7 @@ use crate::{Error, ErrorKind, Result};
 ///
 /// # async fn run() -> ebpfmetrics::Result<()> {
 /// let mut events = Events::builder().started(true).load()?.stream()?;
-/// // or `events.next()` of the crates futures and tokio-stream
+/// // or `events.next()` with the crate futures or tokio-stream
 /// while let Some(event) = poll_fn(|cx| Pin::new(&mut events).poll_next(cx)).await {
 ///     println!("{:?}", event?);
 /// }
@@ -39,25 +37,28 @@ pub struct EventStream(AsyncFd<Events>);
 
 impl EventStream {
     pub(super) fn new(events: Events) -> Result<Self> {
-        #[allow(deprecated, reason = "what came instead in tokio 1.54 is unsafe, for types that \
-                                      change their descriptor: this one does not")]
+        #[allow(
+            deprecated,
+            reason = "its replacement in tokio 1.54 is unsafe, for types that change their \
+                      descriptor; this one does not"
+        )]
         AsyncFd::with_interest(events, Interest::READABLE).map(Self).map_err(failed)
     }
 
-    /// The events, to be read otherwise.
+    /// Returns the events, to read them in another way.
     pub fn into_inner(self) -> Events {
         self.0.into_inner()
     }
 
-    /// The events, to ask for losses, health and cost.
+    /// The events, for their losses, health and cost.
     pub fn get_ref(&self) -> &Events {
         self.0.get_ref()
     }
 }
 
 fn failed(error: std::io::Error) -> Error {
-    Error::new(ErrorKind::System, "events: the runtime cannot wait for the buffer")
-        .with_source(error)
+    let text = "events: the runtime cannot wait for the buffer";
+    Error::new(ErrorKind::System, text).with_source(error)
 }
 
 impl Stream for EventStream {
@@ -74,5 +75,20 @@ impl Stream for EventStream {
             }
             ready.clear_ready();
         }
+    }
+}
+
+impl FusedStream for EventStream {
+    fn is_terminated(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_stream_needs_no_pinning() {
+        fn movable<T: Unpin + Send>() {}
+        movable::<super::EventStream>();
     }
 }
