@@ -34,9 +34,9 @@ const COLUMNS: &[Column] = &[
         Some(window.per_second(row.cpu?.voluntary_switches + row.cpu?.involuntary_switches))
     }),
     #[cfg(any())] // MERGE
-    ("RSS", 7, 1, |row, _| Some(mebibytes(row.mem?.resident_bytes?))),
+    ("RSS", 7, 1, |row, _| Some(row.mem?.resident_bytes? as f64 / MEBIBYTE)),
     #[cfg(any())] // MERGE
-    ("PEAK", 7, 1, |row, _| Some(mebibytes(row.mem?.resident_peak_bytes?))),
+    ("PEAK", 7, 1, |row, _| Some(row.mem?.resident_peak_bytes? as f64 / MEBIBYTE)),
     #[cfg(any())] // MERGE
     ("RD/s", 6, 1, |row, window| Some(window.per_second(row.disk?.read_bytes) / MEBIBYTE)),
     #[cfg(any())] // MERGE
@@ -195,7 +195,7 @@ impl<'a> Table<'a> {
             let system = &snapshot[cpu];
             let percent = |time: Duration| window.percent(time) / system.online_cpus.max(1) as f64;
             lines.push(format!(
-                "{} CPUs: {:.1} % used, {} % idle, {:.1} % interrupted or stolen",
+                "{} CPUs: {:.1} % used by these processes, {} % idle, {:.1} % interrupted or stolen",
                 system.online_cpus,
                 percent(usage.cpu_time),
                 system.idle().map_or("?".into(), |idle| format!("{:.1}", percent(idle))),
