@@ -29,7 +29,7 @@ pub(super) struct Toolchain {
     pub(super) cross: Cross,
 }
 
-/// Fetches what is missing below `cache` and tells cargo how to use it.
+/// Fetches what is missing in `cache` and returns how cargo has to use it.
 pub(super) fn prepare(cache: &Path, mirror: Option<&str>) -> Result<Toolchain> {
     let version = rustc_version().context("rustc-web is not installed")?;
     let directory = cache.join(&version);

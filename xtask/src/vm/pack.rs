@@ -56,7 +56,7 @@ fn environment(options: &Options, directory: &Path) -> String {
     let mut export = |name: &str, value: &str| {
         let _ = writeln!(text, "export {name}={}", quote(value));
     };
-    // Tells the tests that the kernel below them hides no event.
+    // Informs the tests that this kernel hides no event.
     export("EBPFMETRICS_VM", "1");
     export("CARGO_MANIFEST_DIR", &directory.to_string_lossy());
     for name in PASSED_ON {
