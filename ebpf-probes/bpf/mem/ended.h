@@ -31,6 +31,7 @@ struct mem_tracked_record {
 	struct mem_peak_record resident_set;
 	struct mem_peak_record virtual_space;
 	u64 space; /* the address space: exec takes a new one */
+	u64 earlier_pages; /* the highest resident set of the address spaces before it */
 	u64 virtual_pages; /* its size at the last event */
 	u64 allocations;
 	u64 allocated_pages;
@@ -41,8 +42,11 @@ struct mem_tracked_record {
 struct mem_ended_record {
 	struct mem_faults_record faults;
 	struct mem_tracked_record tracked; /* process_start_ns 0: not tracked */
-	u64 resident_high_water_pages; /* 0 where the kernel takes the memory away first */
+	/* 0: not known, where the kernel takes the memory away first */
+	u64 resident_high_water_pages;
 	u64 virtual_high_water_pages;
+	u64 execs; /* that led to its last address space; 0: not known */
+	u64 is_shared; /* 1 if another process owns its address space */
 	u64 oom_kills; /* 1 if the kernel chose it */
 };
 

@@ -84,7 +84,8 @@ static __always_inline void mem_raise(struct mem_peak_record *peak, u64 now, u64
 
 /* The entry of a process, created if there is none, and anew if the pid was reused. */
 static __always_inline struct mem_tracked_record *mem_track(u32 tgid, u64 start_ns,
-							struct mm_struct *mm, u64 virtual_pages)
+							struct mm_struct *mm, u64 virtual_pages,
+							u64 earlier_pages)
 {
 	struct mem_tracked_record *t = bpf_map_lookup_elem(&mem_tracked, &tgid);
 	struct mem_tracked_record fresh = {
@@ -92,6 +93,7 @@ static __always_inline struct mem_tracked_record *mem_track(u32 tgid, u64 start_
 	    .process_start_ns = start_ns,
 	    .tgid = tgid,
 	    .virtual_pages = virtual_pages,
+	    .earlier_pages = earlier_pages,
 	};
 
 	if (t && t->process_start_ns == start_ns)

@@ -29,6 +29,7 @@ enum mem_held_flags {
 struct mem_held_record {
 	struct record_head head;
 	u64 space; /* the address of its mm */
+	u64 execs; /* that led to it: another mm may have the same address */
 	u64 virtual_pages;
 	u64 virtual_high_water_pages;
 	s64 resident_pages[NR_MM_COUNTERS]; /* file, anonymous, swapped out, shared */
@@ -106,6 +107,7 @@ static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct ta
 	if (!mm || (task->flags & PF_KTHREAD))
 		return;
 	*(struct mm_struct **)&r.space = mm;
+	r.execs = task->self_exec_id;
 	r.virtual_pages = mm->total_vm;
 	r.virtual_high_water_pages = mm->hiwater_vm;
 	r.resident_high_water_pages = mm->hiwater_rss;
@@ -122,7 +124,8 @@ static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct ta
 		r.owner_start_ns = owner->group_leader->start_boottime;
 	}
 	if (mem_track_address_space && r.owner_tgid == (u32)task->tgid)
-		mem_track(task->tgid, process_start_ns, mm, r.virtual_pages); /* a start, if it has none */
+		/* a start, if it has none */
+		mem_track(task->tgid, process_start_ns, mm, r.virtual_pages, task->signal->maxrss);
 	/* by helper: the compiler would reuse the value that was read above */
 	bpf_core_read(&still, sizeof(still), &task->mm);
 	if (mem_number(still) != mem_number(mm))
@@ -146,7 +149,8 @@ static __always_inline bool mem_is_oom_victim(struct signal_struct *signal)
 }
 
 static __always_inline void mem_walk_task(struct bpf_iter__task *ctx, struct task_struct *task,
-					  u64 process_start_ns, bool plain)
+					  u64 process_start_ns, bool plain,
+					  struct process_ended_record *dead)
 {
 	struct mem_tracked_record *tracked;
 	u32 tgid = task->tgid;
@@ -167,6 +171,8 @@ static __always_inline void mem_walk_task(struct bpf_iter__task *ctx, struct tas
 	tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
 	if (tracked && tracked->process_start_ns == process_start_ns)
 		bpf_seq_write(ctx->meta->seq, tracked, sizeof(*tracked));
+	else if (dead && dead->mem.tracked.process_start_ns == process_start_ns) /* a zombie */
+		bpf_seq_write(ctx->meta->seq, &dead->mem.tracked, sizeof(dead->mem.tracked));
 }
 
 /* A process begins with the address space of its parent: from there it is followed. */
@@ -175,7 +181,7 @@ static __always_inline void mem_fork(struct task_struct *child)
 	struct mm_struct *mm = child->mm;
 
 	if (mem_track_address_space && mm && mem_owner_of(mm))
-		mem_track(child->tgid, child->start_boottime, mm, mm->total_vm);
+		mem_track(child->tgid, child->start_boottime, mm, mm->total_vm, 0);
 }
 
 static __always_inline void mem_forget(struct task_struct *task)
@@ -185,12 +191,49 @@ static __always_inline void mem_forget(struct task_struct *task)
 	bpf_map_delete_elem(&mem_tracked, &tgid);
 }
 
+/*
+ * What an exiting process holds and has held. Another process may share its address space:
+ * then the peaks are in the entry of the owner.
+ */
+static __always_inline void mem_read_last_space(struct mem_ended_record *r, struct mm_struct *mm,
+						u32 tgid, u64 process_start_ns)
+{
+	struct task_struct *owner = has_mm_owner() ? mem_owner_of(mm) : 0;
+	u64 now = mem_current_epoch(), pages = folded_resident_pages(mm);
+	struct mem_tracked_record *of_owner, *t = &r->tracked;
+	static const struct mem_peak_record none;
+
+	if (t->space != mem_number(mm)) {
+		t->head = RECORD_HEAD(SECTION_MEM, MEM_KIND_TRACKED, *t);
+		t->process_start_ns = process_start_ns;
+		t->tgid = tgid;
+		t->resident_set = none;
+		t->virtual_space = none;
+		*(struct mm_struct **)&t->space = mm;
+	}
+	if (owner && owner->tgid != (int)tgid) {
+		u32 owner_tgid = owner->tgid;
+
+		r->is_shared = 1;
+		of_owner = bpf_map_lookup_elem(&mem_tracked, &owner_tgid);
+		if (of_owner && of_owner->space == mem_number(mm)) {
+			t->resident_set = of_owner->resident_set;
+			t->virtual_space = of_owner->virtual_space;
+		}
+	}
+	mem_raise(&t->resident_set, now, pages);
+	mem_raise(&t->virtual_space, now, mm->total_vm);
+	r->resident_high_water_pages = mm->hiwater_rss > pages ? mm->hiwater_rss : pages;
+	r->virtual_high_water_pages = mm->hiwater_vm > mm->total_vm ? mm->hiwater_vm : mm->total_vm;
+}
+
 /* The last thread of a process exits, in its own context. */
 static __always_inline void mem_last_exit(struct process_ended_record *ended,
 					  struct task_struct *task, u64 process_start_ns)
 {
 	u32 tgid = task->tgid;
 	struct mem_tracked_record *tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
+	u64 earlier_pages = ~0ULL, highest = task->signal->maxrss;
 	struct mm_struct *mm = task->mm;
 
 	mem_read_faults(&ended->mem.faults, task);
@@ -198,12 +241,21 @@ static __always_inline void mem_last_exit(struct process_ended_record *ended,
 		ended->mem.faults.minor += task->group_leader->min_flt;
 		ended->mem.faults.major += task->group_leader->maj_flt;
 	}
-	if (tracked && tracked->process_start_ns == process_start_ns)
+	if (tracked && tracked->process_start_ns == process_start_ns) {
 		ended->mem.tracked = *tracked;
-	if (mm) { /* gone before this up to 6.12 */
-		ended->mem.resident_high_water_pages = mm->hiwater_rss;
-		ended->mem.virtual_high_water_pages = mm->hiwater_vm;
+		earlier_pages = tracked->earlier_pages;
 	}
+	if (task->flags & PF_FORKNOEXEC)
+		earlier_pages = 0;
+	if (mm) { /* gone before this up to 6.12 */
+		if (ended->mem.tracked.space != mem_number(mm) && !(task->flags & PF_FORKNOEXEC))
+			earlier_pages = ~0ULL;
+		mem_read_last_space(&ended->mem, mm, tgid, process_start_ns);
+	}
+	/* the kernel keeps the highest of all address spaces of a process */
+	if (highest > earlier_pages && highest > ended->mem.resident_high_water_pages)
+		ended->mem.resident_high_water_pages = highest;
+	ended->mem.execs = task->self_exec_id;
 	ended->mem.oom_kills = mem_is_oom_victim(task->signal);
 	mem_forget(task);
 }
@@ -214,7 +266,13 @@ static __always_inline void mem_release(struct process_ended_record *ended,
 					struct task_struct *leader)
 {
 	struct mem_faults_record faults = {};
+	struct mem_tracked_record *tracked;
+	u32 tgid = leader->tgid;
 
+	/* its last steps after the exit may have been followed */
+	tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
+	if (tracked && tracked->process_start_ns == leader->start_boottime)
+		bpf_map_delete_elem(&mem_tracked, &tgid);
 	mem_read_faults(&faults, leader);
 	if (ended) {
 		/* the leader's own are among those of the dead by now */

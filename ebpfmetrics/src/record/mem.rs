@@ -48,6 +48,8 @@ pub struct MemTrackedRecord {
     pub virtual_space: MemPeakRecord,
     /// The address space: exec takes a new one.
     pub space: u64,
+    /// The highest resident set of the address spaces before it.
+    pub earlier_pages: u64,
     /// Its size at the last event.
     pub virtual_pages: u64,
     pub allocations: u64,
@@ -63,9 +65,13 @@ pub struct MemEndedRecord {
     pub faults: MemFaultsRecord,
     /// process_start_ns 0: not tracked.
     pub tracked: MemTrackedRecord,
-    /// 0 where the kernel takes the memory away first.
+    /// 0: not known, where the kernel takes the memory away first.
     pub resident_high_water_pages: u64,
     pub virtual_high_water_pages: u64,
+    /// That led to its last address space; 0: not known.
+    pub execs: u64,
+    /// 1 if another process owns its address space.
+    pub is_shared: u64,
     /// 1 if the kernel chose it.
     pub oom_kills: u64,
 }
@@ -149,6 +155,8 @@ pub struct MemHeldRecord {
     pub head: RecordHead,
     /// The address of its mm.
     pub space: u64,
+    /// That led to it: another mm may have the same address.
+    pub execs: u64,
     pub virtual_pages: u64,
     pub virtual_high_water_pages: u64,
     /// file, anonymous, swapped out, shared.
