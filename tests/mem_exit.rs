@@ -301,7 +301,8 @@ fn after_exec_peaks_are_those_of_the_new_address_space() {
     let mut probes = ProbeSet::new().unwrap();
     let cpu = probes.add(CpuProbe::builder()).unwrap();
     let mem = probes.add(MemProbe::builder()).unwrap();
-    let mut alone = MemProbe::builder().load().unwrap();
+    // without events of the address space too
+    let mut alone = MemProbe::builder().address_space(false).load().unwrap();
     let mut worker = worker();
     worker.ask("map 1 300000");
     worker.ask("touch 1");
