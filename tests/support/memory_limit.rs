@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -14,7 +15,10 @@ pub struct MemoryLimit(PathBuf);
 impl MemoryLimit {
     /// By cgroup v2 where it has the memory controller, else by v1.
     pub fn new(bytes: u64) -> io::Result<Self> {
-        let name = format!("ebpfmetrics-{}", std::process::id());
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        // tests of one process run in parallel
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ebpfmetrics-{}-{number}", std::process::id());
         let unified = Path::new("/sys/fs/cgroup");
         let controllers = fs::read_to_string(unified.join("cgroup.controllers"));
         if controllers.is_ok_and(|controllers| controllers.contains("memory")) {

@@ -128,7 +128,13 @@ impl Worker {
             // a child that touches so much, tells its faults, and exits
             ("child-touch", &[kib]) => return self.child_touch(kib << 10),
             // a child with the address space of this process, until the next line
-            ("share", &[]) => return share_address_space(),
+            ("share", &[]) => return share_address_space(None),
+            // the same, but after so many ms the child executes `sleep 60`
+            ("share-and-exec", &[ms]) => return share_address_space(Some(ms)),
+            // the largest resident set of a child that has been waited for, in KiB
+            ("children-high-water", &[]) => {
+                return Ok(rusage(libc::RUSAGE_CHILDREN)?.ru_maxrss.to_string());
+            }
             ("exec", &[]) => {
                 use std::os::unix::process::CommandExt as _;
                 let this = std::env::current_exe()?;
@@ -272,19 +278,31 @@ fn use_stack(bytes: usize) -> u8 {
 
 /// `MINOR MAJOR`
 fn faults(who: libc::c_int) -> anyhow::Result<String> {
-    // SAFETY: plain data, filled in.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        check(libc::getrusage(who, &raw mut usage))?;
-        usage
-    };
+    let usage = rusage(who)?;
     Ok(format!("{} {}", usage.ru_minflt, usage.ru_majflt))
 }
 
+fn rusage(who: libc::c_int) -> anyhow::Result<libc::rusage> {
+    // SAFETY: plain data, filled in.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        check(libc::getrusage(who, &raw mut usage))?;
+        Ok(usage)
+    }
+}
+
 /// Tells the pid of a child that lives until this process ends.
-fn share_address_space() -> anyhow::Result<String> {
-    extern "C" fn wait(_: *mut libc::c_void) -> libc::c_int {
+fn share_address_space(exec_after_ms: Option<usize>) -> anyhow::Result<String> {
+    extern "C" fn wait(exec_after_ms: *mut libc::c_void) -> libc::c_int {
         suite::die_with_parent();
+        let ms = exec_after_ms as usize;
+        if ms > 0 {
+            std::thread::sleep(Duration::from_millis(ms as u64));
+            let (program, time) = (c"/bin/sleep", c"60");
+            let arguments = [program.as_ptr(), time.as_ptr(), ptr::null()];
+            // SAFETY: strings and an array that end as they must.
+            unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) };
+        }
         loop {
             // SAFETY: waits for a signal.
             unsafe { libc::pause() };
@@ -298,7 +316,7 @@ fn share_address_space() -> anyhow::Result<String> {
             wait,
             stack.as_mut_ptr().add(STACK).cast(),
             libc::CLONE_VM | libc::SIGCHLD,
-            ptr::null_mut(),
+            ptr::without_provenance_mut(exec_after_ms.unwrap_or(0)),
         )
     };
     check(pid)?;

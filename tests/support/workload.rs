@@ -23,7 +23,7 @@ mod slab_worker;
 
 use anyhow::Context as _;
 use clap::Parser;
-use ebpfmetrics::{CpuAccounting, CpuProbe, MemProbe, Probe as _};
+use ebpfmetrics::{CpuProbe, MemProbe, Probe as _, cpu::CpuAccounting};
 use ebpfmetrics_suite::{self as suite, process_cpu_ns};
 
 #[derive(Parser)]
@@ -283,9 +283,9 @@ fn report_of(pid: u32) {
     let mut probe = MemProbe::builder().load().expect("the caller is root");
     let snapshot = probe.snapshot().expect("snapshot of a loaded probe");
     let row = snapshot.process(pid).expect("/proc shows it");
-    let sources: Vec<_> = snapshot.provenance.sources.iter().map(|it| it.metric).collect();
+    let sources: Vec<_> = snapshot.provenance.sources.iter().map(|it| &*it.metric).collect();
     let resident = row.usage.resident_bytes.expect("it has memory");
-    tell(&format!("{resident} {:?} {sources:?}", row.source)).expect("the test reads");
+    tell(&format!("{resident} {:?} {sources:?}", row.usage.source)).expect("the test reads");
 }
 
 /// `ok ROWS DEGRADED` or `KIND TEXT`
@@ -294,7 +294,7 @@ fn report(probe: ebpfmetrics::Result<CpuProbe>) {
         Ok(mut probe) => {
             spin_for(Duration::from_millis(30));
             let health = probe.health().expect("health of a loaded probe");
-            let degraded: Vec<_> = health.degraded.iter().map(|d| d.feature).collect();
+            let degraded: Vec<_> = health.degraded.iter().map(|d| &*d.feature).collect();
             let snapshot = probe.snapshot().expect("snapshot of a loaded probe");
             let me = snapshot.processes.iter().find(|p| p.info.namespace_pid == std::process::id());
             let me_ms = me.map_or(0, |me| me.usage.cpu_time.as_millis());

@@ -47,6 +47,7 @@ enum { BPF_F_NO_PREALLOC = 1 };
 
 /* include/linux/sched.h */
 #define PF_EXITING 0x00000004
+#define PF_FORKNOEXEC 0x00000040
 #define PF_KTHREAD 0x00200000
 #define EXIT_DEAD 0x00000010
 /* include/linux/sched/signal.h */
@@ -145,6 +146,7 @@ struct signal_struct {
 	unsigned long min_flt;
 	unsigned long maj_flt;
 	unsigned long long sum_sched_runtime;
+	unsigned long maxrss; /* brought up to date at exec and at the end alone */
 	struct mm_struct *oom_mm;
 	struct task_io_accounting ioac;
 };
@@ -177,6 +179,7 @@ struct task_struct {
 	unsigned long min_flt;
 	unsigned long maj_flt;
 	u64 start_boottime;
+	u64 self_exec_id; /* one more after each exec */
 	const struct cred *real_cred; /* `cred` may be overridden for a while */
 	char comm[16];
 	struct signal_struct *signal;

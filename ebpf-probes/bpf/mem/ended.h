@@ -12,16 +12,16 @@ struct mem_faults_record {
 	u64 dead_major;
 };
 
-/* The maximum of a value in a window. The epoch identifies the window. */
+/* The highest of something in a window; windows are told apart by their epoch. */
 struct mem_peak_record {
 	u64 epoch;
 	u64 pages;
-	u64 previous_pages; /* maximum in the epoch before; 0 if there were no events in it */
+	u64 previous_pages; /* in the epoch before; 0 if nothing happened in it */
 };
 
 /*
- * What the hooks have counted for a process. The counters are exact because each event takes
- * the result of the one before it in one instruction. A walk writes this record unchanged.
+ * What events have shown of a process. The counters are exact because each event takes
+ * what the one before it left, in one instruction. A walk writes it as it is.
  */
 struct mem_tracked_record {
 	struct record_head head;
@@ -30,7 +30,8 @@ struct mem_tracked_record {
 	u32 padding;
 	struct mem_peak_record resident_set;
 	struct mem_peak_record virtual_space;
-	u64 space; /* address of its mm: exec creates a new one */
+	u64 space; /* the address space: exec takes a new one */
+	u64 earlier_pages; /* the highest resident set of the address spaces before it */
 	u64 virtual_pages; /* its size at the last event */
 	u64 allocations;
 	u64 allocated_pages;
@@ -40,13 +41,16 @@ struct mem_tracked_record {
 
 struct mem_ended_record {
 	struct mem_faults_record faults;
-	struct mem_tracked_record tracked; /* process_start_ns is 0: not tracked */
-	u64 resident_high_water_pages; /* 0 up to 6.12, where the memory is gone by then */
+	struct mem_tracked_record tracked; /* process_start_ns 0: not tracked */
+	/* 0: not known, where the kernel takes the memory away first */
+	u64 resident_high_water_pages;
 	u64 virtual_high_water_pages;
-	u64 oom_kills; /* 1 if the OOM killer chose it */
+	u64 execs; /* that led to its last address space; 0: not known */
+	u64 is_shared; /* 1 if another process owns its address space */
+	u64 oom_kills; /* 1 if the kernel chose it */
 };
 
-/* Sum of the counters of ended processes. */
+/* Counters of ended processes together. */
 struct mem_totals_record {
 	u64 minor_faults;
 	u64 major_faults;

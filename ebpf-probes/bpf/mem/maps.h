@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* State of the memory hooks per process, for the object `mem` and for the walk. */
+/* What the memory hooks track per process, for the object `mem` and for the walk. */
 #ifndef EBPFMETRICS_MEM_MAPS_H
 #define EBPFMETRICS_MEM_MAPS_H
 
@@ -9,7 +9,7 @@
 
 /* Names and order become `MemLoss` in Rust. */
 enum mem_loss {
-	MEM_LOSS_TRACK_TABLE_FULL, /* `mem_tracked` full: peaks and address space are missing */
+	MEM_LOSS_TRACK_TABLE_FULL, /* `mem_tracked` full: peaks and address space missing */
 	MEM_LOSSES,
 };
 
@@ -25,7 +25,7 @@ enum mem_kind {
 const volatile bool mem_track_address_space = false;
 const volatile u32 mem_possible_cpus = 1;
 
-/* The number of the current window. Written by user space at a reset. */
+/* The window that user space has reached. Written by user space at a reset. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -34,9 +34,9 @@ struct {
 } mem_epoch SEC(".maps");
 
 /*
- * Processes with events, by pid. Allocated as used, sized by user space. Written by all CPUs
- * that a process runs on; counters by atomic operations. If two CPUs reach a peak at the same
- * time the lower one may remain; the error is what one CPU can add in that time.
+ * Processes with events, by pid, allocated as used, sized by user space. Written by all
+ * CPUs that a process runs on: counters by atomic operations. Of two peaks reached in the
+ * same instant the lower may stay, by what one CPU can add meanwhile.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -47,8 +47,8 @@ struct {
 } mem_tracked SEC(".maps");
 
 /*
- * Offset of the per-CPU area of each CPU, read once after loading. A per-CPU counter of the
- * kernel is at its address plus this offset.
+ * Where each CPU's part of the per-CPU area lies, found once after loading: a per-CPU
+ * counter of the kernel is at its address plus this.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -82,9 +82,9 @@ static __always_inline void mem_raise(struct mem_peak_record *peak, u64 now, u64
 	}
 }
 
-/* The entry of a process. Created if there is none, replaced if the pid was reused. */
-static __always_inline struct mem_tracked_record *mem_track(u32 tgid, u64 start_ns,
-							    struct mm_struct *mm, u64 virtual_pages)
+/* The entry of a process, created if there is none, and anew if the pid was reused. */
+static __always_inline struct mem_tracked_record *
+mem_track(u32 tgid, u64 start_ns, struct mm_struct *mm, u64 virtual_pages, u64 earlier_pages)
 {
 	struct mem_tracked_record *t = bpf_map_lookup_elem(&mem_tracked, &tgid);
 	struct mem_tracked_record fresh = {
@@ -92,6 +92,7 @@ static __always_inline struct mem_tracked_record *mem_track(u32 tgid, u64 start_
 	    .process_start_ns = start_ns,
 	    .tgid = tgid,
 	    .virtual_pages = virtual_pages,
+	    .earlier_pages = earlier_pages,
 	};
 
 	if (t && t->process_start_ns == start_ns)
@@ -108,8 +109,8 @@ static __always_inline struct mem_tracked_record *mem_track(u32 tgid, u64 start_
 }
 
 /*
- * The owner of an address space. There is none while fork or exec creates it and while it is
- * torn down. Changes in that time show at the next event, because all values are absolute.
+ * The owner of an address space. It has none while fork or exec makes it and while it is
+ * torn down: what changes then shows at the next event, since all figures are absolute.
  */
 static __always_inline struct task_struct *mem_owner_of(struct mm_struct *mm)
 {

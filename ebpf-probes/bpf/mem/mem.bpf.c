@@ -11,11 +11,12 @@
 EBPFMETRICS_LICENSE;
 
 /*
- * The process that a CPU saw last, and a known peak of it: most events need no more than a
- * look here. One writer each.
+ * The address space that a CPU saw last, by its process and the number of its execs, and a
+ * known peak of it: most events need no more than a look here. One writer each.
  */
 struct mem_seen {
 	u64 owner_start_ns;
+	u64 execs;
 	u64 epoch;
 	u64 pages;
 };
@@ -35,6 +36,43 @@ struct {
 	__type(value, u64);
 } landmark SEC(".maps");
 
+static __always_inline void count_change(struct mem_tracked_record *t, u64 before, u64 after)
+{
+	if (after > before) {
+		__sync_fetch_and_add(&t->allocations, 1);
+		__sync_fetch_and_add(&t->allocated_pages, after - before);
+	} else if (after < before) {
+		__sync_fetch_and_add(&t->deallocations, 1);
+		__sync_fetch_and_add(&t->deallocated_pages, before - after);
+	}
+}
+
+/*
+ * Exec has returned all of the old address space and taken a new one, whose peaks begin
+ * here.
+ */
+static __always_inline void enter_space(struct mem_tracked_record *t, struct mm_struct *mm,
+					u64 pages, u64 earlier_pages)
+{
+	static const struct mem_peak_record none;
+
+	if (mem_track_address_space) {
+		count_change(t, t->virtual_pages, 0);
+		count_change(t, 0, pages);
+	}
+	t->resident_set = none;
+	t->virtual_space = none;
+	t->earlier_pages = earlier_pages;
+	*(struct mm_struct **)&t->space = mm;
+	t->virtual_pages = pages;
+}
+
+static __always_inline bool was_seen(struct mem_seen *last, struct task_struct *owner, u64 now)
+{
+	return last->owner_start_ns == owner->start_boottime && last->epoch == now &&
+	       last->execs == owner->self_exec_id;
+}
+
 static __always_inline void note_resident(struct mm_struct *mm, struct task_struct *owner,
 					  struct mem_seen *last, u64 now, u64 pages)
 {
@@ -44,15 +82,19 @@ static __always_inline void note_resident(struct mm_struct *mm, struct task_stru
 	if (!passes_filter(owner)) {
 		/* as if the peak were out of reach: no more work for this process */
 		last->owner_start_ns = owner->start_boottime;
+		last->execs = owner->self_exec_id;
 		last->epoch = now;
 		last->pages = ~0ULL >> 1;
 		return;
 	}
-	t = mem_track(owner->tgid, start_ns, mm, mm->total_vm);
+	t = mem_track(owner->tgid, start_ns, mm, mm->total_vm, owner->signal->maxrss);
 	if (!t)
 		return;
+	if (t->space != mem_number(mm))
+		enter_space(t, mm, mm->total_vm, owner->signal->maxrss);
 	mem_raise(&t->resident_set, now, pages);
 	last->owner_start_ns = owner->start_boottime;
+	last->execs = owner->self_exec_id;
 	last->epoch = now;
 	last->pages = t->resident_set.pages;
 }
@@ -77,8 +119,7 @@ int BPF_PROG(mem_resident, struct mm_struct *mm, int member)
 		return 0;
 	pages = folded_resident_pages(mm);
 	now = mem_current_epoch();
-	if (last->owner_start_ns == owner->start_boottime && last->epoch == now &&
-	    pages <= last->pages)
+	if (was_seen(last, owner, now) && pages <= last->pages)
 		return 0;
 	if (owner->mm != mm)
 		return 0;
@@ -120,34 +161,12 @@ int BPF_PROG(mem_resident_exact, struct mm_struct *mm, int member)
 	pages += unfolded_on(&mm->rss_stat[MM_ANONPAGES], *offset);
 	pages += unfolded_on(&mm->rss_stat[MM_SHMEMPAGES], *offset);
 	now = mem_current_epoch();
-	if (last->owner_start_ns == owner->start_boottime && last->epoch == now &&
-	    pages <= (s64)last->pages)
+	if (was_seen(last, owner, now) && pages <= (s64)last->pages)
 		return 0;
 	if (owner->mm != mm)
 		return 0;
 	note_resident(mm, owner, last, now, not_negative(pages));
 	return 0;
-}
-
-static __always_inline void count_change(struct mem_tracked_record *t, u64 before, u64 after)
-{
-	if (after > before) {
-		__sync_fetch_and_add(&t->allocations, 1);
-		__sync_fetch_and_add(&t->allocated_pages, after - before);
-	} else if (after < before) {
-		__sync_fetch_and_add(&t->deallocations, 1);
-		__sync_fetch_and_add(&t->deallocated_pages, before - after);
-	}
-}
-
-/* Exec has returned all of the old address space and taken a new one. */
-static __always_inline void count_exec(struct mem_tracked_record *t, struct mm_struct *mm,
-				       u64 pages)
-{
-	count_change(t, t->virtual_pages, 0);
-	count_change(t, 0, pages);
-	*(struct mm_struct **)&t->space = mm;
-	t->virtual_pages = pages;
 }
 
 /*
@@ -173,12 +192,12 @@ int BPF_PROG(mem_space, struct mm_struct *mm)
 	if (!passes_filter(owner))
 		return 0;
 	if (!t || t->process_start_ns != start_ns) {
-		t = mem_track(tgid, start_ns, mm, pages);
+		t = mem_track(tgid, start_ns, mm, pages, owner->signal->maxrss);
 		if (!t)
 			return 0;
 	}
 	if (t->space != mem_number(mm))
-		count_exec(t, mm, pages);
+		enter_space(t, mm, pages, owner->signal->maxrss);
 	else
 		count_change(t, __sync_lock_test_and_set(&t->virtual_pages, pages), pages);
 	mem_raise(&t->virtual_space, mem_current_epoch(), pages);
@@ -195,7 +214,7 @@ static __always_inline int space_after_syscall(void)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct mm_struct *mm = BPF_CORE_READ(task, mm);
 	struct mem_tracked_record *t;
-	u64 pages, before, start_ns;
+	u64 pages, before, start_ns, earlier_pages;
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 
 	if (!mm)
@@ -204,12 +223,13 @@ static __always_inline int space_after_syscall(void)
 	start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	if (!passes_filter_as(task, tgid))
 		return 0;
-	t = mem_track(tgid, start_ns, mm, pages);
+	earlier_pages = BPF_CORE_READ(task, signal, maxrss);
+	t = mem_track(tgid, start_ns, mm, pages, earlier_pages);
 	if (!t)
 		return 0;
 	before = t->virtual_pages;
 	if (t->space != mem_number(mm)) {
-		count_exec(t, mm, pages);
+		enter_space(t, mm, pages, earlier_pages);
 	} else if (before != pages) {
 		t->virtual_pages = pages;
 		count_change(t, before, pages);

@@ -13,8 +13,8 @@ const volatile bool mem_on = false;
 struct mem_task_record {
 	struct record_head head;
 	struct mem_faults_record faults;
-	s32 unfolded_pages[NR_MM_COUNTERS]; /* counted per thread (before 6.2), not in the mm yet */
-	u64 oom_kills; /* 1 if the OOM killer chose its process */
+	s32 unfolded_pages[NR_MM_COUNTERS]; /* held, but not in the common counters yet */
+	u64 oom_kills; /* 1 if the kernel chose its process */
 };
 
 enum mem_held_flags {
@@ -23,16 +23,17 @@ enum mem_held_flags {
 };
 
 /*
- * The memory of a process, in pages unless the name has another unit. Follows the record of
- * the leader. If the leader has exited before other threads, it follows their records.
+ * What a process holds, in pages unless a unit is given. Follows the record of the leader
+ * or, if the leader has exited before them, those of the other threads.
  */
 struct mem_held_record {
 	struct record_head head;
 	u64 space; /* the address of its mm */
+	u64 execs; /* that led to it: another mm may have the same address */
 	u64 virtual_pages;
 	u64 virtual_high_water_pages;
 	s64 resident_pages[NR_MM_COUNTERS]; /* file, anonymous, swapped out, shared */
-	u64 resident_high_water_pages; /* as far as the kernel has updated it */
+	u64 resident_high_water_pages; /* as far as the kernel has noted it */
 	u64 page_table_bytes;
 	u64 locked_pages;
 	u64 hugetlb_pages;
@@ -41,11 +42,11 @@ struct mem_held_record {
 	u32 flags;
 };
 
-/* All page counts of an address space, with the per-CPU parts that are not folded yet. */
+/* All page counts of an address space, with the parts that CPUs have not added yet. */
 struct mem_unfolded {
 	u64 addresses[NR_MM_COUNTERS];
 	s64 pages[NR_MM_COUNTERS];
-	bool together; /* allocated as one block (since 6.6): one read per CPU instead of four */
+	bool together; /* allocated as one block (6.6+): one read per CPU instead of four */
 };
 
 static long mem_add_unfolded(u32 cpu, struct mem_unfolded *all)
@@ -83,7 +84,7 @@ static __always_inline void mem_read_resident(struct mem_held_record *held, stru
 		read_plain_page_counts(mm, held->resident_pages);
 		return;
 	}
-	/* one by one: the size of an element is relocated only for constant indices */
+	/* one by one: the distance of elements is the kernel's, only constants are relocated */
 	mem_begin_unfolded(&all, MM_FILEPAGES, &mm->rss_stat[MM_FILEPAGES]);
 	mem_begin_unfolded(&all, MM_ANONPAGES, &mm->rss_stat[MM_ANONPAGES]);
 	mem_begin_unfolded(&all, MM_SWAPENTS, &mm->rss_stat[MM_SWAPENTS]);
@@ -95,7 +96,7 @@ static __always_inline void mem_read_resident(struct mem_held_record *held, stru
 	__builtin_memcpy(held->resident_pages, all.pages, sizeof(held->resident_pages));
 }
 
-/* Writes the memory of a task's process; nothing for a kernel thread or a zombie. */
+/* Writes what the process of a task holds; nothing for a kernel thread or a zombie. */
 static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct task_struct *task,
 					   u64 process_start_ns, bool plain)
 {
@@ -106,6 +107,7 @@ static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct ta
 	if (!mm || (task->flags & PF_KTHREAD))
 		return;
 	*(struct mm_struct **)&r.space = mm;
+	r.execs = task->self_exec_id;
 	r.virtual_pages = mm->total_vm;
 	r.virtual_high_water_pages = mm->hiwater_vm;
 	r.resident_high_water_pages = mm->hiwater_rss;
@@ -122,9 +124,9 @@ static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct ta
 		r.owner_start_ns = owner->group_leader->start_boottime;
 	}
 	if (mem_track_address_space && r.owner_tgid == (u32)task->tgid)
-		mem_track(task->tgid, process_start_ns, mm,
-			  r.virtual_pages); /* creates the entry */
-	/* by helper, because the compiler would reuse the value that was read above */
+		/* a start, if it has none */
+		mem_track(task->tgid, process_start_ns, mm, r.virtual_pages, task->signal->maxrss);
+	/* by helper: the compiler would reuse the value that was read above */
 	bpf_core_read(&still, sizeof(still), &task->mm);
 	if (mem_number(still) != mem_number(mm))
 		r.flags |= MEM_HELD_CHANGING;
@@ -148,7 +150,8 @@ static __always_inline bool mem_is_oom_victim(struct signal_struct *signal)
 }
 
 static __always_inline void mem_walk_task(struct bpf_iter__task *ctx, struct task_struct *task,
-					  u64 process_start_ns, bool plain)
+					  u64 process_start_ns, bool plain,
+					  struct process_ended_record *dead)
 {
 	struct mem_tracked_record *tracked;
 	u32 tgid = task->tgid;
@@ -169,15 +172,17 @@ static __always_inline void mem_walk_task(struct bpf_iter__task *ctx, struct tas
 	tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
 	if (tracked && tracked->process_start_ns == process_start_ns)
 		bpf_seq_write(ctx->meta->seq, tracked, sizeof(*tracked));
+	else if (dead && dead->mem.tracked.process_start_ns == process_start_ns) /* a zombie */
+		bpf_seq_write(ctx->meta->seq, &dead->mem.tracked, sizeof(dead->mem.tracked));
 }
 
-/* A process starts with a copy of the address space of its parent. Tracking starts here. */
+/* A process begins with the address space of its parent: from there it is followed. */
 static __always_inline void mem_fork(struct task_struct *child)
 {
 	struct mm_struct *mm = child->mm;
 
 	if (mem_track_address_space && mm && mem_owner_of(mm))
-		mem_track(child->tgid, child->start_boottime, mm, mm->total_vm);
+		mem_track(child->tgid, child->start_boottime, mm, mm->total_vm, 0);
 }
 
 static __always_inline void mem_forget(struct task_struct *task)
@@ -187,39 +192,91 @@ static __always_inline void mem_forget(struct task_struct *task)
 	bpf_map_delete_elem(&mem_tracked, &tgid);
 }
 
+/*
+ * What an exiting process holds and has held. Another process may share its address space:
+ * then the peaks are in the entry of the owner.
+ */
+static __always_inline void mem_read_last_space(struct mem_ended_record *r, struct mm_struct *mm,
+						u32 tgid, u64 process_start_ns)
+{
+	struct task_struct *owner = has_mm_owner() ? mem_owner_of(mm) : 0;
+	u64 now = mem_current_epoch(), pages = folded_resident_pages(mm);
+	struct mem_tracked_record *of_owner, *t = &r->tracked;
+	static const struct mem_peak_record none;
+
+	if (t->space != mem_number(mm)) {
+		t->head = RECORD_HEAD(SECTION_MEM, MEM_KIND_TRACKED, *t);
+		t->process_start_ns = process_start_ns;
+		t->tgid = tgid;
+		t->resident_set = none;
+		t->virtual_space = none;
+		*(struct mm_struct **)&t->space = mm;
+	}
+	if (owner && owner->tgid != (int)tgid) {
+		u32 owner_tgid = owner->tgid;
+
+		r->is_shared = 1;
+		of_owner = bpf_map_lookup_elem(&mem_tracked, &owner_tgid);
+		if (of_owner && of_owner->space == mem_number(mm)) {
+			t->resident_set = of_owner->resident_set;
+			t->virtual_space = of_owner->virtual_space;
+		}
+	}
+	mem_raise(&t->resident_set, now, pages);
+	mem_raise(&t->virtual_space, now, mm->total_vm);
+	r->resident_high_water_pages = mm->hiwater_rss > pages ? mm->hiwater_rss : pages;
+	r->virtual_high_water_pages = mm->hiwater_vm > mm->total_vm ? mm->hiwater_vm : mm->total_vm;
+}
+
 /* The last thread of a process exits, in its own context. */
 static __always_inline void mem_last_exit(struct process_ended_record *ended,
 					  struct task_struct *task, u64 process_start_ns)
 {
 	u32 tgid = task->tgid;
 	struct mem_tracked_record *tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
+	u64 earlier_pages = ~0ULL, highest = task->signal->maxrss;
 	struct mm_struct *mm = task->mm;
 
 	mem_read_faults(&ended->mem.faults, task);
-	if (task->pid != task->tgid) { /* a leader that exited before is in no sum yet */
+	if (task->pid != task->tgid) { /* its leader ended before it: in no sum yet */
 		ended->mem.faults.minor += task->group_leader->min_flt;
 		ended->mem.faults.major += task->group_leader->maj_flt;
 	}
-	if (tracked && tracked->process_start_ns == process_start_ns)
+	if (tracked && tracked->process_start_ns == process_start_ns) {
 		ended->mem.tracked = *tracked;
-	if (mm) { /* up to 6.12 it is gone here */
-		ended->mem.resident_high_water_pages = mm->hiwater_rss;
-		ended->mem.virtual_high_water_pages = mm->hiwater_vm;
+		earlier_pages = tracked->earlier_pages;
 	}
+	if (task->flags & PF_FORKNOEXEC)
+		earlier_pages = 0;
+	if (mm) { /* gone before this up to 6.12 */
+		if (ended->mem.tracked.space != mem_number(mm) && !(task->flags & PF_FORKNOEXEC))
+			earlier_pages = ~0ULL;
+		mem_read_last_space(&ended->mem, mm, tgid, process_start_ns);
+	}
+	/* the kernel keeps the highest of all address spaces of a process */
+	if (highest > earlier_pages && highest > ended->mem.resident_high_water_pages)
+		ended->mem.resident_high_water_pages = highest;
+	ended->mem.execs = task->self_exec_id;
 	ended->mem.oom_kills = mem_is_oom_victim(task->signal);
 	mem_forget(task);
 }
 
-/* A process is released: signal_struct holds the faults of all its threads. */
+/* A process is released: by now signal_struct holds the faults of all its threads. */
 static __always_inline void mem_release(struct process_ended_record *ended,
 					struct mem_totals_record *overflow,
 					struct task_struct *leader)
 {
 	struct mem_faults_record faults = {};
+	struct mem_tracked_record *tracked;
+	u32 tgid = leader->tgid;
 
+	/* its last steps after the exit may have been followed */
+	tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
+	if (tracked && tracked->process_start_ns == leader->start_boottime)
+		bpf_map_delete_elem(&mem_tracked, &tgid);
 	mem_read_faults(&faults, leader);
 	if (ended) {
-		/* the dead totals now include the leader */
+		/* the leader's own are among those of the dead by now */
 		ended->mem.faults.minor = ended->mem.faults.major = 0;
 		ended->mem.faults.dead_minor = faults.dead_minor;
 		ended->mem.faults.dead_major = faults.dead_major;

@@ -144,7 +144,7 @@ static __always_inline int walk(struct bpf_iter__task *ctx, bool plain)
 	if (slab_on)
 		slab_walk_task(ctx, task);
 	if (mem_on)
-		mem_walk_task(ctx, task, key.start_ns, plain);
+		mem_walk_task(ctx, task, key.start_ns, plain, dead);
 	if (is_being_released(task)) {
 		write_void(ctx);
 		return 0;

@@ -1,4 +1,5 @@
 //! The built-in probes.
 
 pub mod cpu;
+pub mod mem;
 pub mod slab;

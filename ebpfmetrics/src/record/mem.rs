@@ -25,18 +25,18 @@ pub struct MemFaultsRecord {
     pub dead_major: u64,
 }
 
-/// The maximum of a value in a window. The epoch identifies the window.
+/// The highest of something in a window; windows are told apart by their epoch.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemPeakRecord {
     pub epoch: u64,
     pub pages: u64,
-    /// Maximum in the epoch before; 0 if there were no events in it.
+    /// In the epoch before; 0 if nothing happened in it.
     pub previous_pages: u64,
 }
 
-/// What the hooks have counted for a process. The counters are exact because each event takes
-/// the result of the one before it in one instruction. A walk writes this record unchanged.
+/// What events have shown of a process. The counters are exact because each event takes
+/// what the one before it left, in one instruction. A walk writes it as it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemTrackedRecord {
@@ -46,8 +46,10 @@ pub struct MemTrackedRecord {
     pub padding: u32,
     pub resident_set: MemPeakRecord,
     pub virtual_space: MemPeakRecord,
-    /// Address of its mm: exec creates a new one.
+    /// The address space: exec takes a new one.
     pub space: u64,
+    /// The highest resident set of the address spaces before it.
+    pub earlier_pages: u64,
     /// Its size at the last event.
     pub virtual_pages: u64,
     pub allocations: u64,
@@ -61,16 +63,20 @@ pub struct MemTrackedRecord {
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemEndedRecord {
     pub faults: MemFaultsRecord,
-    /// process_start_ns is 0: not tracked.
+    /// process_start_ns 0: not tracked.
     pub tracked: MemTrackedRecord,
-    /// 0 up to 6.12, where the memory is gone by then.
+    /// 0: not known, where the kernel takes the memory away first.
     pub resident_high_water_pages: u64,
     pub virtual_high_water_pages: u64,
-    /// 1 if the OOM killer chose it.
+    /// That led to its last address space; 0: not known.
+    pub execs: u64,
+    /// 1 if another process owns its address space.
+    pub is_shared: u64,
+    /// 1 if the kernel chose it.
     pub oom_kills: u64,
 }
 
-/// Sum of the counters of ended processes.
+/// Counters of ended processes together.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemTotalsRecord {
@@ -87,7 +93,7 @@ pub struct MemTotalsRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MemLoss {
-    /// `mem_tracked` full: peaks and address space are missing.
+    /// `mem_tracked` full: peaks and address space missing.
     TrackTableFull,
 }
 
@@ -128,9 +134,9 @@ pub mod mem_kind {
 pub struct MemTaskRecord {
     pub head: RecordHead,
     pub faults: MemFaultsRecord,
-    /// Counted per thread (before 6.2), not in the mm yet.
+    /// held, but not in the common counters yet.
     pub unfolded_pages: [i32; 4],
-    /// 1 if the OOM killer chose its process.
+    /// 1 if the kernel chose its process.
     pub oom_kills: u64,
 }
 
@@ -141,19 +147,21 @@ pub mod mem_held_flags {
     pub const CHANGING: u32 = 2;
 }
 
-/// The memory of a process, in pages unless the name has another unit. Follows the record of
-/// the leader. If the leader has exited before other threads, it follows their records.
+/// What a process holds, in pages unless a unit is given. Follows the record of the leader
+/// or, if the leader has exited before them, those of the other threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct MemHeldRecord {
     pub head: RecordHead,
     /// The address of its mm.
     pub space: u64,
+    /// That led to it: another mm may have the same address.
+    pub execs: u64,
     pub virtual_pages: u64,
     pub virtual_high_water_pages: u64,
     /// file, anonymous, swapped out, shared.
     pub resident_pages: [i64; 4],
-    /// As far as the kernel has updated it.
+    /// As far as the kernel has noted it.
     pub resident_high_water_pages: u64,
     pub page_table_bytes: u64,
     pub locked_pages: u64,
