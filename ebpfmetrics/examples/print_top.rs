@@ -27,11 +27,12 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use crossbeam_channel::{Receiver, bounded, never, select, tick};
-use ebpfmetrics::{
-    CpuProbe, Filter, Kernel, Probe, ProbeSet, Snapshot, kit::HandleOf, process::CgroupHierarchy,
-};
 #[cfg(any())] // MERGE
-use ebpfmetrics::{DiskProbe, MemProbe};
+use ebpfmetrics::DiskProbe;
+use ebpfmetrics::{
+    CpuProbe, Filter, Kernel, MemProbe, Probe, ProbeSet, Snapshot, kit::HandleOf,
+    process::CgroupHierarchy,
+};
 
 /// Shows what every process does with CPUs, memory and disks, measured in the kernel
 #[derive(Parser)]
@@ -86,7 +87,6 @@ enum Kind {
 #[derive(Clone, Copy)]
 struct Handles {
     cpu: Option<HandleOf<ebpfmetrics::cpu::CpuProbeBuilder>>,
-    #[cfg(any())] // MERGE
     mem: Option<HandleOf<ebpfmetrics::mem::MemProbeBuilder>>,
     #[cfg(any())] // MERGE
     disk: Option<HandleOf<ebpfmetrics::disk::DiskProbeBuilder>>,
@@ -123,7 +123,6 @@ fn load(options: &Options) -> ebpfmetrics::Result<(ProbeSet, Handles)> {
     let wants = |kind| options.probes.contains(&kind);
     let handles = Handles {
         cpu: wants(Kind::Cpu).then(|| set.add_on(CpuProbe::builder(), &kernel)).transpose()?,
-        #[cfg(any())] // MERGE
         mem: wants(Kind::Mem).then(|| set.add_on(MemProbe::builder(), &kernel)).transpose()?,
         #[cfg(any())] // MERGE
         disk: wants(Kind::Disk).then(|| set.add_on(DiskProbe::builder(), &kernel)).transpose()?,

@@ -13,9 +13,11 @@ use crossterm::{
     style::{Print, Stylize},
     terminal::{self, *},
 };
-use ebpfmetrics::{Cgroups, CpuUsage, Probe, ProbeSet, Snapshot, Window, process::CgroupHierarchy};
 #[cfg(any())] // MERGE
-use ebpfmetrics::{MemUsage, disk::DiskCounters};
+use ebpfmetrics::disk::DiskCounters;
+use ebpfmetrics::{
+    Cgroups, CpuUsage, MemUsage, Probe, ProbeSet, Snapshot, Window, process::CgroupHierarchy,
+};
 
 use crate::{Handles, Options};
 
@@ -33,9 +35,7 @@ const COLUMNS: &[Column] = &[
     ("CSW/s", 6, 0, |row, window| {
         Some(window.per_second(row.cpu?.voluntary_switches + row.cpu?.involuntary_switches))
     }),
-    #[cfg(any())] // MERGE
     ("RSS", 7, 1, |row, _| Some(row.mem?.resident_bytes? as f64 / MEBIBYTE)),
-    #[cfg(any())] // MERGE
     ("PEAK", 7, 1, |row, _| Some(row.mem?.resident_peak_bytes? as f64 / MEBIBYTE)),
     #[cfg(any())] // MERGE
     ("RD/s", 6, 1, |row, window| Some(window.per_second(row.disk?.read_bytes) / MEBIBYTE)),
@@ -45,7 +45,6 @@ const COLUMNS: &[Column] = &[
 /// Left out, in this order, where the terminal is too narrow.
 const OPTIONAL: [&str; 3] = ["CSW/s", "UID", "%SYS"];
 const NAME_WIDTH: u16 = 15;
-#[cfg(any())] // MERGE
 const MEBIBYTE: f64 = (1 << 20) as f64;
 
 /// Finds a column by the argument of `--sort`.
@@ -71,7 +70,6 @@ struct Row {
     name: String,
     exited: bool,
     cpu: Option<CpuUsage>,
-    #[cfg(any())] // MERGE
     mem: Option<MemUsage>,
     #[cfg(any())] // MERGE
     disk: Option<DiskCounters>,
@@ -81,8 +79,7 @@ impl Row {
     fn add(&mut self, row: &Self) {
         *self.members.get_or_insert(0) += u32::from(!row.exited);
         self.cpu = self.cpu.into_iter().chain(row.cpu).reduce(|sum, more| sum + more);
-        #[cfg(any())] // MERGE
-        (self.mem = self.mem.into_iter().chain(row.mem).reduce(|sum, more| sum + more));
+        self.mem = self.mem.into_iter().chain(row.mem).reduce(|sum, more| sum + more);
         #[cfg(any())] // MERGE
         (self.disk = self.disk.into_iter().chain(row.disk).reduce(|sum, more| sum + more));
     }
@@ -153,7 +150,6 @@ impl<'a> Table<'a> {
             name: process.info.comm.to_string(), // escapes what could disturb a terminal
             exited: process.info.exited,
             cpu: self.handles.cpu.map(|cpu| process[cpu]),
-            #[cfg(any())] // MERGE
             mem: self.handles.mem.map(|mem| process[mem]),
             #[cfg(any())] // MERGE
             disk: self.handles.disk.map(|disk| process[disk].total),
