@@ -26,6 +26,7 @@ pub use kernel::{Kernel, checks::Preflight};
 pub use preflight::preflight;
 pub use probe::Probe;
 pub use probes::cpu::{self, CpuProbe, CpuUsage};
+pub use probes::disk::{self, DiskProbe, DiskUsage};
 pub use process::{Cgroups, Comm, ProcessId, ProcessInfo};
 pub use set::{ProbeSet, ProbeSetBuilder};
 pub use snapshot::{Handle, Losses, Process, Snapshot, Usage, Window};

@@ -3,7 +3,7 @@
 use crate::{
     collect::{collector::Collector, engine},
     kernel::checks::{Preflight, preflight_for},
-    probes::cpu::Cpu,
+    probes::{cpu::Cpu, disk::Disk},
 };
 
 /// Reports what the machine lacks and how to fix it. It loads nothing.
@@ -13,5 +13,6 @@ pub fn preflight() -> Preflight {
     preflight_for(&[
         (engine::PROCESS, engine::requirements()),
         (Cpu::NAME, Cpu::requirements()),
+        (Disk::NAME, Disk::requirements()),
     ])
 }

@@ -1,3 +1,4 @@
 //! The built-in probes.
 
 pub mod cpu;
+pub mod disk;
