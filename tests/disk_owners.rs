@@ -252,3 +252,20 @@ fn swap_is_a_class_of_its_own() {
     assert!(mine.usage.by_class.foreground.read_bytes >= BYTES * 9 / 10, "{mine:#?}");
     support("disk.swap", true, "");
 }
+
+#[test]
+fn an_unlinked_file_that_is_closed_by_the_exit_is_cancelled() {
+    let Some(files) = directory_on_disk("closed_by_the_exit") else { return };
+    let file = files.path().join("file");
+    let mut probe = DiskProbe::builder().load().unwrap();
+    let script = format!("exec 3>{0}; rm {0}; exec head -c 8388608 /dev/zero >&3", text(&file));
+    let mut child = std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    child.wait().unwrap();
+    // known at the release, which comes some ms after the end
+    let row = poll(Duration::from_secs(10), || {
+        let row = probe.snapshot().unwrap().process(child.id()).cloned();
+        row.filter(|row| row.usage.cancelled_bytes >= Some(6 * MIB))
+    });
+    let row = row.expect("the cancelled bytes");
+    assert!(row.usage.cancelled_bytes <= row.usage.dirtied_bytes, "{row:#?}");
+}
