@@ -1,6 +1,6 @@
 //! The engine of a set: loads the object `process`, walks, and keeps the table.
 
-use std::{any::Any, collections::BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{
     collector::{Collector, Read, WalkTimes},
