@@ -32,7 +32,7 @@ use crate::{
     probe::Degraded,
     process::ProcessId,
     record::{
-        DiskControlRecord, DiskLoss, DiskRowKey, DiskRowRecord, DiskTaskRecord, DiskTotalsRecord,
+        DiskControlRecord, DiskLoss, DiskRowKey, DiskRowRecord, DiskTaskRecord,
         ProcessOverflowRecord, disk_kind, section_number,
     },
     snapshot::{LossCause, LossScope, Source, Window},
@@ -370,7 +370,7 @@ mod tests {
     use bytemuck::Zeroable;
 
     use super::*;
-    use crate::record::RecordHead;
+    use crate::record::{DiskTotalsRecord, RecordHead};
 
     #[test]
     fn threads_and_dead_threads_add_up_each_in_its_own_counter() {
