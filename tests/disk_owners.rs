@@ -1,8 +1,11 @@
-//! Whom buffered writes are charged to: who dirtied the pages, whoever writes them.
+//! Buffered writes are charged to the process that dirtied the pages, whichever writes them.
 
 use std::{fs, path::Path, time::Duration};
 
-use ebpfmetrics::{DiskCounters, DiskProbe, DiskProcess, DiskSnapshot, Probe as _};
+use ebpfmetrics::{
+    DiskProbe, DiskUsage, Probe as _, Process,
+    disk::{DiskCounters, DiskSnapshot},
+};
 use ebpfmetrics_suite::{
     LoopDevice, Mounted, QuietVolume, Workload, Zram, directory_on_disk, poll, settle, skip,
     support,
@@ -19,7 +22,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn process(snapshot: &DiskSnapshot, pid: u32) -> &DiskProcess {
+fn process(snapshot: &DiskSnapshot, pid: u32) -> &Process<DiskUsage> {
     snapshot.process(pid).unwrap_or_else(|| panic!("no row of {pid}"))
 }
 
@@ -36,7 +39,7 @@ fn all_written_back(snapshot: &DiskSnapshot, device: &str) -> u64 {
 #[track_caller]
 fn assert_share(what: &str, ours: u64, all: u64, expected: u64, percent: f64) {
     println!("{what}: {ours} of {all} bytes charged right, {expected} written");
-    // on machines that hide events some completions come late
+    // some completions come late on machines that hide events
     assert!(
         all as f64 >= expected as f64 * 0.99,
         "{what}: {all} bytes on the device of {expected}"
@@ -69,7 +72,7 @@ fn a_writer_is_charged_and_not_who_syncs() {
     for other in [syncer.pid(), me] {
         let other = process(&snapshot, other);
         assert_eq!(other.usage.by_class.write_back, DiskCounters::default(), "{other:#?}");
-        assert_eq!(other.usage.by_class.direct.written_bytes, 0, "{other:#?}");
+        assert_eq!(other.usage.by_class.foreground.written_bytes, 0, "{other:#?}");
     }
     assert_eq!(snapshot.losses.get("owner_unseen"), Some(0));
 }
@@ -246,6 +249,23 @@ fn swap_is_a_class_of_its_own() {
     // it swaps its own pages out and in again
     let mine = process(&snapshot, work.pid());
     assert!(mine.usage.by_class.swap.written_bytes >= BYTES * 9 / 10, "{mine:#?}");
-    assert!(mine.usage.by_class.direct.read_bytes >= BYTES * 9 / 10, "{mine:#?}");
+    assert!(mine.usage.by_class.foreground.read_bytes >= BYTES * 9 / 10, "{mine:#?}");
     support("disk.swap", true, "");
+}
+
+#[test]
+fn an_unlinked_file_that_is_closed_by_the_exit_is_cancelled() {
+    let Some(files) = directory_on_disk("closed_by_the_exit") else { return };
+    let file = files.path().join("file");
+    let mut probe = DiskProbe::builder().load().unwrap();
+    let script = format!("exec 3>{0}; rm {0}; exec head -c 8388608 /dev/zero >&3", text(&file));
+    let mut child = std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    child.wait().unwrap();
+    // known at the release, which comes some ms after the end
+    let row = poll(Duration::from_secs(10), || {
+        let row = probe.snapshot().unwrap().process(child.id()).cloned();
+        row.filter(|row| row.usage.cancelled_bytes >= Some(6 * MIB))
+    });
+    let row = row.expect("the cancelled bytes");
+    assert!(row.usage.cancelled_bytes <= row.usage.dirtied_bytes, "{row:#?}");
 }

@@ -1,10 +1,10 @@
-//! Beside the probe, the simple way: charging whoever runs when a request completes.
-//! Shows what the owner map is for. Needs clang, which machines do not have.
+//! Compares the probe with the simple method of charging the process that runs when a
+//! request completes. Shows the purpose of the map of owners. Needs clang.
 
 use std::{path::Path, process::Command};
 
 use aya::{Btf, Ebpf, EbpfLoader, maps::HashMap, programs::BtfTracePoint};
-use ebpfmetrics::{DiskProbe, DiskSnapshot, Probe as _};
+use ebpfmetrics::{DiskProbe, Probe as _, disk::DiskSnapshot};
 use ebpfmetrics_suite::{
     LoopDevice, QuietVolume, Workload, device_id, directory_on_disk, settle, skip,
 };

@@ -28,6 +28,7 @@ pub use kernel::{Kernel, checks::Preflight};
 pub use preflight::preflight;
 pub use probe::Probe;
 pub use probes::cpu::{self, CpuProbe, CpuUsage};
+pub use probes::disk::{self, DiskProbe, DiskUsage};
 pub use probes::mem::{self, MemProbe, MemUsage};
 pub use probes::slab::{self, SlabProbe, SlabUsage};
 pub use process::{Cgroups, Comm, ProcessId, ProcessInfo};

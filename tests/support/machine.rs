@@ -62,3 +62,15 @@ pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T>
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// Whether this machine hides its first process, and with it some events, from eBPF.
+/// Unmodified kernels do not.
+pub fn hides_first_process() -> bool {
+    use ebpfmetrics::{Probe as _, ProbeSet};
+
+    static HIDES: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *HIDES.get_or_init(|| {
+        let health = ProbeSet::new().unwrap().health().unwrap();
+        health.degraded.iter().any(|degraded| degraded.feature == "process 1")
+    })
+}

@@ -16,6 +16,7 @@ struct disk_totals_record {
  */
 struct disk_ended_record {
 	struct disk_totals_record totals;
+	struct disk_totals_record leader; /* the part of its leader, as of its exit */
 };
 
 #endif

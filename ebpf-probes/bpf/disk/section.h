@@ -53,6 +53,27 @@ static __always_inline void disk_thread_exit(struct process_ended_record *ended,
 		return;
 	__sync_fetch_and_add(&totals->dirtied_bytes, task->ioac.write_bytes);
 	__sync_fetch_and_add(&totals->cancelled_bytes, task->ioac.cancelled_write_bytes);
+	if (task->pid == task->tgid) {
+		ended->disk.leader.dirtied_bytes = task->ioac.write_bytes;
+		ended->disk.leader.cancelled_bytes = task->ioac.cancelled_write_bytes;
+	}
+}
+
+/*
+ * The leader is released. An exiting task closes its files after the exit hook, and takes
+ * back the dirty pages of those that are unlinked.
+ */
+static __always_inline void disk_release(struct process_ended_record *ended,
+					 struct task_struct *task)
+{
+	struct disk_ended_record *disk;
+
+	if (!ended || !has_io_accounting() || !(ended->flags & ENDED_EXITED))
+		return;
+	disk = &ended->disk;
+	disk->totals.dirtied_bytes += task->ioac.write_bytes - disk->leader.dirtied_bytes;
+	disk->totals.cancelled_bytes +=
+	    task->ioac.cancelled_write_bytes - disk->leader.cancelled_bytes;
 }
 
 #endif

@@ -442,6 +442,8 @@ int BPF_PROG(process_release, struct task_struct *task)
 		sum->processes += 1;
 	if (cpu_on)
 		cpu_release(record, sum ? &sum->cpu : NULL, task);
+	if (disk_on)
+		disk_release(record, task);
 	if (mem_on)
 		mem_release(record, sum ? &sum->mem : NULL, task);
 	if (slab_on)

@@ -138,6 +138,9 @@ pub trait Collector: Sized + Send + 'static {
         None
     }
 
+    /// A process leaves the table. These are its final counters.
+    fn left(&mut self, _process: ProcessId, _counters: &Self::Counters) {}
+
     /// Counters of processes that `ended` had no room for, on one CPU.
     fn overflow(_record: &ProcessOverflowRecord) -> Self::Counters {
         Self::Counters::default()
@@ -153,12 +156,21 @@ pub trait Collector: Sized + Send + 'static {
         span: Span,
     ) -> Self::Usage;
 
+    /// The public figures of a process that has ended since the last walk, from its start to
+    /// its end.
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    fn final_usage(&self, process: ProcessId, ended: &Reading<Self>) -> Result<Self::Usage> {
+        Ok(self.usage(process, &ended.counters, Some(&ended.gauges), Span::Total))
+    }
+
     /// The public figures of the machine in a window.
     fn system(&self, _window: Window) -> Self::System {
         Self::System::default()
     }
 
-    /// Processes that have figures although they ended before the window.
+    /// Processes with figures in the window. Those that ended before it get a row too.
     fn late_processes(&self) -> Vec<ProcessId> {
         Vec::new()
     }

@@ -44,6 +44,8 @@ pub(crate) trait Column: Any + Send {
     fn has_usage(&self, index: usize) -> bool;
     /// Moves the counters of a process in the window to the overflow.
     fn fold(&mut self, index: usize);
+    /// A process leaves the table.
+    fn leave(&mut self, index: usize, id: ProcessId);
     /// Takes the counters of a process since its start out of the overflow.
     fn subtract_from_overflow(&mut self, index: usize);
     /// Takes in the kernel's own overflow since loading.
@@ -59,7 +61,7 @@ pub(crate) trait Column: Any + Send {
     fn describe(&mut self);
     fn degraded(&self) -> Vec<Degraded>;
     fn cost(&self) -> Result<Cost>;
-    fn final_usage(&self, end: &End) -> Option<Box<dyn Any>>;
+    fn final_usage(&self, end: &End) -> Result<Option<Box<dyn Any>>>;
     /// Ends the window at the last walk.
     fn rebase(&mut self, end_ns: u64);
     fn as_any(&self) -> &dyn Any;
@@ -273,6 +275,10 @@ impl<C: Collector> Column for TypedColumn<C> {
         cell.baseline = cell.last;
     }
 
+    fn leave(&mut self, index: usize, id: ProcessId) {
+        self.collector.left(id, &self.cells[index].last);
+    }
+
     fn subtract_from_overflow(&mut self, index: usize) {
         self.overflow = counters::subtract(&self.overflow, &self.cells[index].last);
     }
@@ -330,7 +336,12 @@ impl<C: Collector> Column for TypedColumn<C> {
                     let cell = &self.cells[index];
                     (ids[index], cell.in_window(), cell.last, &cell.gauges)
                 }
-                RowSource::Late(id) => (id, none.0, none.0, &none.1),
+                RowSource::Late(id) => {
+                    // it may still be in the table, without a row of its own
+                    let index = ids.binary_search(&id);
+                    let last = index.map_or(none.0, |index| self.cells[index].last);
+                    (id, none.0, last, &none.1)
+                }
             };
             usage.push(self.collector.usage(id, &in_window, Some(gauges), Span::Window));
             total.push(self.collector.usage(id, &last, Some(gauges), Span::Total));
@@ -367,16 +378,14 @@ impl<C: Collector> Column for TypedColumn<C> {
         Ok(cost)
     }
 
-    fn final_usage(&self, end: &End) -> Option<Box<dyn Any>> {
+    fn final_usage(&self, end: &End) -> Result<Option<Box<dyn Any>>> {
         let reading = match (C::COUNTS, self.collector.object()) {
-            (Some(map), Some(object)) => {
-                let counters = object.lookup(map, &ProcessKey::from(end.id)).ok()??;
-                Reading { counters, ..Reading::default() }
-            }
-            _ => self.reading_at_end(end)?,
+            (Some(map), Some(object)) => (object.lookup(map, &ProcessKey::from(end.id))?)
+                .map(|counters| Reading { counters, ..Reading::default() }),
+            _ => self.reading_at_end(end),
         };
-        let (counters, gauges) = (&reading.counters, Some(&reading.gauges));
-        Some(Box::new(self.collector.usage(end.id, counters, gauges, Span::Total)))
+        let usage = reading.map(|reading| self.collector.final_usage(end.id, &reading));
+        Ok(usage.transpose()?.map(|usage| Box::new(usage) as Box<dyn Any>))
     }
 
     fn rebase(&mut self, end_ns: u64) {

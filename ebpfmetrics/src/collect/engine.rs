@@ -1,6 +1,6 @@
 //! The engine of a set: loads the object `process`, walks, and keeps the table.
 
-use std::{any::Any, collections::BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{
     collector::{Collector, Read, WalkTimes},
@@ -416,8 +416,9 @@ impl Engine {
         };
         let end = End { id: process, key: process.into(), record: Box::new(record), settled: None };
         let column = self.columns.iter().find(|(column, _)| *column == id);
-        let usage = column.and_then(|(_, column)| column.final_usage(&end));
-        Ok(usage.and_then(|usage| (usage as Box<dyn Any>).downcast().ok()).map(|usage| *usage))
+        let Some((_, column)) = column else { return Ok(None) };
+        let usage = column.final_usage(&end)?;
+        Ok(usage.and_then(|usage| usage.downcast().ok()).map(|usage| *usage))
     }
 
     pub(crate) fn collector<C: Collector>(&self, id: u64) -> Option<&C> {

@@ -478,6 +478,7 @@ impl ProcessTable {
             match &mut entry.phase {
                 Phase::Ended { is_final: true, .. } => {
                     self.recent.keep(entry.id, entry.info);
+                    columns.iter_mut().for_each(|(_, column)| column.leave(at, entry.id));
                     gone.push(entry.id.into());
                     return false;
                 }

@@ -36,6 +36,8 @@ pub struct DiskTotalsRecord {
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct DiskEndedRecord {
     pub totals: DiskTotalsRecord,
+    /// The part of its leader, as of its exit.
+    pub leader: DiskTotalsRecord,
 }
 
 /// Names and order become `DiskLoss` in Rust.

@@ -1,117 +1,19 @@
-//! From the books to the rows of a snapshot. Pure: no system access.
+//! The devices of a snapshot. Pure: no system access.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use super::{
-    books::{Counted, RowBook},
-    decode::Totals,
+    charges::{Charges, Counted},
+    device::{DiskDevice, DiskDeviceId},
     devices::DeviceBook,
-    record::RowKey,
-    snapshot::{DiskDevice, DiskDeviceId, DiskProcess},
-    usage::{DiskByClass, DiskCounters, DiskLatency, DiskUsage},
+    latency::DiskLatency,
 };
-use crate::{
-    ProcessId, ProcessInfo,
-    ledger::{Known, Reading},
-};
+use crate::record::DiskRowKey;
 
-/// Processes with their rows: those of the ledger, and those only charged now, of
-/// whom `name` is asked.
-pub(super) fn processes(
-    ledger: &[&Known<Totals>],
-    rows: &RowBook,
-    has_io_accounting: bool,
-    name: impl Fn(&ProcessId) -> ProcessInfo,
-) -> Vec<DiskProcess> {
-    let mut charged: BTreeMap<ProcessId, Vec<(&RowKey, &Counted)>> = BTreeMap::new();
-    for (key, counted) in rows.window() {
-        if let Some(process) = key.process() {
-            charged.entry(process).or_default().push((key, counted));
-        }
-    }
-    let mut processes: Vec<_> = (ledger.iter())
+/// Devices with the sums of their rows; a disk includes those of its partitions.
+pub(super) fn devices(book: &DeviceBook, charges: &Charges) -> Vec<DiskDevice> {
+    let mut devices: BTreeMap<_, _> = (book.iter())
         .map(|known| {
-            let rows = charged.remove(&known.id).unwrap_or_default();
-            process(known.id, known.info, Some(known.counters()), &rows)
-        })
-        .collect();
-    processes.extend(charged.iter().map(|(&id, rows)| {
-        // it is not known to have dirtied more
-        process(id, name(&id), None, rows)
-    }));
-    if !processes.is_sorted_by_key(|process| process.id) {
-        processes.sort_by_key(|process| process.id);
-    }
-    if !has_io_accounting {
-        processes.iter_mut().for_each(|process| forget_dirtied(&mut process.usage));
-    }
-    processes
-}
-
-/// What a process did that has ended, from all of its rows.
-pub(super) fn final_usage(
-    ended: Reading<Totals>,
-    rows: &RowBook,
-    has_io_accounting: bool,
-) -> DiskUsage {
-    let known = Known::since_start(ended);
-    let rows: Vec<_> = rows.window().collect();
-    let mut usage = process(known.id, known.info, Some(known.counters()), &rows).usage;
-    if !has_io_accounting {
-        forget_dirtied(&mut usage);
-    }
-    usage
-}
-
-fn forget_dirtied(usage: &mut DiskUsage) {
-    usage.dirtied_bytes = None;
-    usage.cancelled_bytes = None;
-}
-
-fn process(
-    id: ProcessId,
-    info: ProcessInfo,
-    totals: Option<Totals>,
-    rows: &[(&RowKey, &Counted)],
-) -> DiskProcess {
-    let totals = totals.unwrap_or_default();
-    let mut usage = DiskUsage {
-        dirtied_bytes: Some(totals.dirtied_bytes),
-        cancelled_bytes: Some(totals.cancelled_bytes),
-        ..DiskUsage::default()
-    };
-    for (key, counted) in rows {
-        if !counted.carries {
-            usage.total = usage.total.plus(&counted.usage);
-            if let Some(class) = key.class() {
-                usage.by_class.add(class, &counted.usage);
-            }
-        }
-        let on = usage.on(DiskDeviceId::from_record(key.device));
-        on.total = on.total.plus(&counted.usage);
-        if !counted.latency.device.is_empty() {
-            DiskLatency::merge(&mut on.latencies, &counted.latency);
-        }
-    }
-    DiskProcess { id, info, usage }
-}
-
-/// What no process is charged with, on devices that carry no others.
-pub(super) fn unattributed(rows: &RowBook) -> DiskCounters {
-    let rows = rows.window().filter(|(key, row)| key.process().is_none() && !row.carries);
-    rows.fold(DiskCounters::default(), |sum, (_, row)| sum.plus(&row.usage))
-}
-
-/// Devices with the sums of their rows; a disk has those of its partitions.
-pub(super) fn devices(
-    book: &DeviceBook,
-    rows: &RowBook,
-    busy_before: &BTreeMap<DiskDeviceId, u64>,
-) -> Vec<DiskDevice> {
-    let mut devices: BTreeMap<_, _> = book
-        .iter()
-        .map(|known| {
-            let busy_ms = known.since(busy_before);
             let device = DiskDevice {
                 name: known.name.clone(),
                 id: known.id(),
@@ -119,16 +21,13 @@ pub(super) fn devices(
                 stacked: known.stacked,
                 carries_others: known.carries,
                 removed: known.removed,
-                usage: DiskCounters::default(),
-                by_class: DiskByClass::default(),
-                unattributed: DiskCounters::default(),
-                latencies: Vec::new(),
-                busy: (!known.removed).then(|| Duration::from_millis(busy_ms)),
+                busy: known.busy(),
+                ..DiskDevice::default()
             };
             (known.id(), device)
         })
         .collect();
-    for (key, counted) in rows.window() {
+    for (key, counted) in charges.window() {
         let id = DiskDeviceId::from_record(key.device);
         let whole = devices.get(&id).and_then(|device| device.partition_of);
         for id in [Some(id), whole].into_iter().flatten() {
@@ -141,99 +40,87 @@ pub(super) fn devices(
 }
 
 impl DiskDevice {
-    fn add(&mut self, key: &RowKey, counted: &Counted) {
-        self.usage = self.usage.plus(&counted.usage);
+    fn add(&mut self, key: &DiskRowKey, Counted { figures, .. }: &Counted) {
+        self.usage += &figures.counters;
         if let Some(class) = key.class() {
-            self.by_class.add(class, &counted.usage);
+            *self.by_class.get_mut(class) += &figures.counters;
         }
         if key.process().is_none() {
-            self.unattributed = self.unattributed.plus(&counted.usage);
+            self.unattributed += &figures.counters;
         }
-        if !counted.latency.device.is_empty() {
-            DiskLatency::merge(&mut self.latencies, &counted.latency);
-        }
+        DiskLatency::merge(&mut self.latencies, &figures.latency);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytemuck::Zeroable;
-
-    use super::*;
-    use crate::probes::disk::record::RowRecord;
+    use super::{
+        super::{counters::DiskCounters, rows::testing::row},
+        *,
+    };
+    use crate::process::ProcessId;
 
     const VDA: u32 = 254 << 20;
     const VDA1: u32 = VDA | 1;
     const DM: u32 = 253 << 20;
 
     /// Rows as (pid, device, class, operations of 100 bytes read each).
-    fn book(rows: &[(u32, u32, u32, u32)], carries: u32) -> RowBook {
-        let row = |&(tgid, device, class, reads): &(u32, u32, u32, u32)| {
-            let key = RowKey { start_ns: 1, tgid, device, class, operation: 0 };
-            let mut row =
-                RowRecord { key, bytes: u64::from(reads) * 100, ..RowRecord::zeroed() };
-            row.device_buckets[0] = reads;
-            row.queue_buckets[0] = reads;
-            row
-        };
-        let mut book = RowBook::default();
-        let rows: Vec<_> = rows.iter().map(row).collect();
-        book.take_in(1, &rows, |device| device == carries);
-        book
+    fn charges(rows: &[(u32, u32, u32, u32)], carries: u32) -> Charges {
+        let mut charges = Charges::default();
+        for &(tgid, device, class, reads) in rows {
+            let key = DiskRowKey { start_ns: 1, tgid, device, class, operation: 0 };
+            let figures = row(key, reads, u64::from(reads) * 100).since(&row(key, 0, 0));
+            charges.add(&key, &figures, || device == carries);
+        }
+        charges
     }
 
-    fn devices_of(rows: &RowBook) -> Vec<DiskDevice> {
+    fn devices_of(charges: &Charges) -> Vec<DiskDevice> {
         let mut devices = DeviceBook::default();
-        for (key, _) in rows.window() {
-            devices.add(DiskDeviceId::from_record(key.device));
+        for (key, _) in charges.window() {
+            devices.add_unknown(DiskDeviceId::from_record(key.device));
         }
         devices.partition(DiskDeviceId::from_record(VDA1), DiskDeviceId::from_record(VDA));
-        devices.add(DiskDeviceId::from_record(VDA));
-        super::devices(&devices, rows, &BTreeMap::new())
+        devices.add_unknown(DiskDeviceId::from_record(VDA));
+        devices.add_unknown(DiskDeviceId::from_record(VDA1));
+        super::devices(&devices, charges)
     }
 
-    fn processes_of(rows: &RowBook) -> Vec<DiskProcess> {
-        processes(&[], rows, true, |_| ProcessInfo::default())
+    fn id(pid: u32) -> ProcessId {
+        ProcessId { pid, start_time_ns: 1 }
     }
 
     #[test]
     fn a_disk_has_what_its_partitions_have() {
-        let rows = book(&[(5, VDA1, 0, 2), (5, VDA, 0, 3), (6, VDA1, 4, 1)], 0);
-        let devices = devices_of(&rows);
+        let charges = charges(&[(5, VDA1, 0, 2), (5, VDA, 0, 3), (6, VDA1, 4, 1)], 0);
+        let devices = devices_of(&charges);
         let reads: Vec<_> = devices.iter().map(|d| (d.id.minor, d.usage.reads)).collect();
         assert_eq!(reads, [(0, 6), (1, 3)]);
-        assert_eq!((devices[0].by_class.direct.reads, devices[0].by_class.journal.reads), (5, 1));
+        let by_class = &devices[0].by_class;
+        assert_eq!((by_class.foreground.reads, by_class.journal.reads), (5, 1));
         assert_eq!(devices[0].latencies[0].device.count(), 6);
         // a process has each once
-        let rows: Vec<_> = processes_of(&rows).iter().map(|p| (p.id.pid, p.usage.total.reads)).collect();
-        assert_eq!(rows, [(5, 5), (6, 1)]);
+        assert_eq!([5, 6].map(|pid| charges.in_window(id(pid)).total.reads), [5, 1]);
     }
 
     #[test]
     fn a_process_has_the_topmost_of_stacked_devices() {
-        let rows = book(&[(5, DM, 0, 2), (5, VDA1, 0, 2)], VDA1);
-        let process = &processes_of(&rows)[0];
-        assert_eq!((process.usage.total.reads, process.usage.by_class.direct.reads), (2, 2));
-        assert_eq!(process.usage.devices.len(), 2);
-        assert_eq!(unattributed(&rows), DiskCounters::default());
+        let charges = charges(&[(5, DM, 0, 2), (5, VDA1, 0, 2)], VDA1);
+        let usage = charges.in_window(id(5));
+        assert_eq!((usage.total.reads, usage.by_class.foreground.reads), (2, 2));
+        assert_eq!(usage.devices.len(), 2);
+        assert_eq!(charges.unattributed(), DiskCounters::default());
     }
 
     #[test]
-    fn what_nobody_is_charged_with_stands_with_the_device() {
-        // no note of who dirtied, no row left
-        let rows = book(&[(0, VDA, 1, 2), (0, VDA, 6, 3), (5, VDA, 0, 1)], 0);
-        let devices = devices_of(&rows);
+    fn what_no_process_is_charged_with_is_counted_for_the_device() {
+        // an unknown owner, no row left
+        let charges = charges(&[(0, VDA, 1, 2), (0, VDA, 6, 3), (5, VDA, 0, 1)], 0);
+        let devices = devices_of(&charges);
         let disk = &devices[0];
         assert_eq!((disk.usage.reads, disk.unattributed.reads), (6, 5));
-        assert_eq!((disk.by_class.write_back.reads, disk.by_class.direct.reads), (2, 1));
-        assert_eq!(unattributed(&rows).reads, 5);
-        assert_eq!(processes_of(&rows).len(), 1);
-    }
-
-    #[test]
-    fn without_accounting_nothing_is_said_to_be_dirtied() {
-        let rows = book(&[(5, VDA, 0, 2)], 0);
-        let processes = processes(&[], &rows, false, |_| ProcessInfo::default());
-        assert_eq!((processes[0].usage.dirtied_bytes, processes[0].usage.cancelled_bytes), (None, None));
+        assert_eq!((disk.by_class.write_back.reads, disk.by_class.foreground.reads), (2, 1));
+        assert_eq!(charges.unattributed().reads, 5);
+        assert_eq!(charges.active().count(), 1);
     }
 }

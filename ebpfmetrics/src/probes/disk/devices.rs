@@ -1,14 +1,16 @@
-//! What the kernel says of block devices outside of eBPF: names, what lies on what,
-//! and how long each was busy.
+//! Block devices by the kernel's own files: names, stacking, busy time.
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, path::PathBuf, time::Duration};
 
-use super::snapshot::DiskDeviceId;
+use super::device::DiskDeviceId;
 
-/// All block devices that have done something.
+/// All block devices that have been used.
 #[derive(Debug, Default)]
 pub(super) struct DeviceBook {
     known: BTreeMap<DiskDeviceId, KnownDevice>,
+    /// The others, as of the last read.
+    unused: BTreeMap<DiskDeviceId, Line>,
+    was_read: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -16,21 +18,74 @@ pub(super) struct KnownDevice {
     pub(super) name: String,
     /// The disk that it is a partition of.
     pub(super) partition_of: Option<DiskDeviceId>,
-    /// Lies on other block devices, or on a file.
+    /// It lies on other block devices, or on a file.
     pub(super) stacked: bool,
     /// Other block devices lie on it.
     pub(super) carries: bool,
     pub(super) removed: bool,
     last: Line,
-    busy_ms: u64,
+    busy: Busy,
 }
 
-/// One line of `/proc/diskstats`, as far as it is used.
+/// When `/proc/diskstats` was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    /// Length of the window that ends here.
+    pub(super) window_ns: u64,
+    /// Time from the end of the window to the read, at most.
+    pub(super) late_ns: u64,
+}
+
+/// Busy time of a device in ns. It is monotonic, and never more than the window.
+#[derive(Clone, Copy, Debug, Default)]
+struct Busy {
+    /// What the kernel has counted since the device was first seen.
+    counted_ns: u64,
+    /// The part of it that is reported.
+    reported_ns: u64,
+    /// The part of it that was reported when the window began.
+    baseline_ns: u64,
+    /// The kernel counted at every read of the window.
+    is_known: bool,
+    /// The kernel counted at the last read.
+    is_counting: bool,
+}
+
+impl Busy {
+    /// The longest tick of any kernel: busy time grows in ticks.
+    const TICK_NS: u64 = 10_000_000;
+
+    /// Takes in a read. What exceeds the window came after its end and is reported in the
+    /// next. More than that does not: old kernels count a long operation when it ends.
+    fn advance(&mut self, grown_ms: u64, reading: Reading) {
+        self.counted_ns = self.counted_ns.saturating_add(grown_ms.saturating_mul(1_000_000));
+        let most = self.baseline_ns.saturating_add(reading.window_ns);
+        self.reported_ns = self.counted_ns.min(most).max(self.reported_ns);
+        let after = reading.late_ns.saturating_add(Self::TICK_NS);
+        self.counted_ns = self.counted_ns.min(self.reported_ns.saturating_add(after));
+    }
+
+    fn set_counting(&mut self, is_counting: bool) {
+        self.is_counting = is_counting;
+        self.is_known &= is_counting;
+    }
+
+    fn rebase(&mut self) {
+        self.baseline_ns = self.reported_ns;
+        self.is_known = self.is_counting;
+    }
+
+    fn in_window(&self) -> Duration {
+        Duration::from_nanos(self.reported_ns.saturating_sub(self.baseline_ns))
+    }
+}
+
+/// The fields of a line of `/proc/diskstats` that are used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Line {
     device: DiskDeviceId,
     name: String,
-    /// Operations of all kinds; only whether they change counts.
+    /// Operations of all kinds, to see whether any were added.
     operations: u64,
     /// Wraps at 32 bits.
     busy_ms: u32,
@@ -39,66 +94,113 @@ struct Line {
 impl Line {
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace();
-        let device =
-            DiskDeviceId { major: fields.next()?.parse().ok()?, minor: fields.next()?.parse().ok()? };
+        let device = DiskDeviceId {
+            major: fields.next()?.parse().ok()?,
+            minor: fields.next()?.parse().ok()?,
+        };
         let name = fields.next()?.to_owned();
         let figures: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
         let figure = |index: usize| figures.get(index).copied();
-        let more = figure(11).unwrap_or(0) + figure(15).unwrap_or(0); // discards, flushes
+        let (discards, flushes) = (figure(11).unwrap_or(0), figure(15).unwrap_or(0));
+        let more = [figure(4)?, discards, flushes];
         Some(Self {
             device,
             name,
-            operations: figure(0)? + figure(4)? + more,
+            operations: more.into_iter().fold(figure(0)?, u64::saturating_add),
             busy_ms: figure(9)? as u32,
         })
     }
 }
 
+/// Access to `/sys`, replaced in tests.
+pub(super) trait Sysfs {
+    /// Reads how a device lies among others.
+    fn describe(&self, device: &mut KnownDevice);
+    /// Whether the kernel counts the busy time of a device.
+    fn is_counting(&self, device: &KnownDevice) -> bool;
+}
+
 impl DeviceBook {
-    /// Brings it up to date. Without `/proc` or `/sys` devices have numbers only.
-    pub(super) fn refresh(&mut self) {
+    /// Reads the current state. Without `/proc` or `/sys`, devices have only their numbers.
+    pub(super) fn refresh(&mut self, reading: Reading) {
         let text = fs::read_to_string("/proc/diskstats").unwrap_or_default();
-        self.take_in(&text, KnownDevice::ask_sysfs);
+        self.take_in(&text, reading, &RealSysfs);
     }
 
-    fn take_in(&mut self, diskstats: &str, ask: impl Fn(&mut KnownDevice)) {
+    fn take_in(&mut self, diskstats: &str, reading: Reading, sysfs: &dyn Sysfs) {
+        let is_first = !std::mem::replace(&mut self.was_read, true);
+        self.unused.clear();
         for device in self.known.values_mut() {
             device.removed = true;
         }
         for line in diskstats.lines().filter_map(Line::parse) {
             if line.operations == 0 && !self.known.contains_key(&line.device) {
+                self.unused.insert(line.device, line);
                 continue;
             }
-            let device = self.known.entry(line.device).or_insert_with(|| KnownDevice {
-                busy_ms: u64::from(line.busy_ms),
-                ..KnownDevice::named(line.device, line.name.clone())
-            });
+            let device = (self.known.entry(line.device))
+                .or_insert_with(|| KnownDevice::new(line.device, line.name.clone()));
+            let is_new = device.last.name != line.name;
             device.removed = false;
-            let is_new = device.last.device != line.device || device.last.name != line.name;
             if is_new || device.last.operations != line.operations {
                 device.name.clone_from(&line.name);
-                ask(device);
+                sysfs.describe(device);
             }
-            if !is_new {
-                let grown = line.busy_ms.wrapping_sub(device.last.busy_ms);
-                // counted from zero again: removed and added in between
-                let grown = if grown > u32::MAX / 2 { line.busy_ms } else { grown };
-                device.busy_ms += u64::from(grown);
-            }
+            let grown_ms = match is_new {
+                // it was first used after the last read
+                true if !is_first => line.busy_ms,
+                true => 0,
+                // smaller: removed and added again
+                false => match line.busy_ms.wrapping_sub(device.last.busy_ms) {
+                    grown if grown > u32::MAX / 2 => line.busy_ms,
+                    grown => grown,
+                },
+            };
             device.last = line;
+            device.busy.advance(grown_ms.into(), reading);
+            let is_counting = sysfs.is_counting(device);
+            device.busy.set_counting(is_counting);
         }
     }
 
-    /// Adds a device that only the kernel side has seen.
+    /// The current state alone, without busy times.
+    pub(super) fn read() -> Self {
+        let mut book = Self::default();
+        book.refresh(Reading { window_ns: 0, late_ns: 0 });
+        book
+    }
+
+    /// Adds a device that the BPF programs have seen, unless it is known.
     pub(super) fn add(&mut self, device: DiskDeviceId) {
-        self.known
-            .entry(device)
-            .or_insert_with(|| KnownDevice { removed: true, ..KnownDevice::named(device, device.to_string()) });
+        self.add_from(device, &RealSysfs);
+    }
+
+    fn add_from(&mut self, id: DiskDeviceId, sysfs: &dyn Sysfs) {
+        if self.known.contains_key(&id) {
+            return;
+        }
+        let mut device = KnownDevice::new(id, id.to_string());
+        match self.unused.remove(&id) {
+            // its statistics are off, or it was first used after the read
+            Some(line) => {
+                device.name.clone_from(&line.name);
+                device.last = line;
+                sysfs.describe(&mut device);
+                let is_counting = sysfs.is_counting(&device);
+                device.busy.set_counting(is_counting);
+            }
+            None => device.removed = true,
+        }
+        self.known.insert(id, device);
+    }
+
+    #[cfg(test)]
+    pub(super) fn add_unknown(&mut self, device: DiskDeviceId) {
+        (self.known.entry(device)).or_insert_with(|| KnownDevice::new(device, device.to_string()));
     }
 
     #[cfg(test)]
     pub(super) fn partition(&mut self, partition: DiskDeviceId, of: DiskDeviceId) {
-        self.add(partition);
         self.known.entry(partition).and_modify(|device| device.partition_of = Some(of));
     }
 
@@ -106,7 +208,7 @@ impl DeviceBook {
         self.known.get(&device)
     }
 
-    /// Whether other devices lie on it, as far as is known.
+    /// Whether other devices are known to lie on it.
     pub(super) fn carries(&self, device: DiskDeviceId) -> bool {
         self.get(device).is_some_and(|device| device.carries)
     }
@@ -115,19 +217,15 @@ impl DeviceBook {
         self.known.values()
     }
 
-    /// How long each was busy since boot, as far as that was seen.
-    pub(super) fn busy_ms(&self) -> BTreeMap<DiskDeviceId, u64> {
-        self.known.iter().map(|(id, device)| (*id, device.busy_ms)).collect()
-    }
-
-    /// Forgets those that are gone.
-    pub(super) fn rebase(&mut self) {
+    /// Starts a new window, and forgets devices that were removed.
+    pub(super) fn end_window(&mut self) {
         self.known.retain(|_, device| !device.removed);
+        self.known.values_mut().for_each(|device| device.busy.rebase());
     }
 }
 
 impl KnownDevice {
-    fn named(device: DiskDeviceId, name: String) -> Self {
+    fn new(device: DiskDeviceId, name: String) -> Self {
         Self {
             name,
             partition_of: None,
@@ -135,7 +233,7 @@ impl KnownDevice {
             carries: false,
             removed: false,
             last: Line { device, ..Line::default() },
-            busy_ms: 0,
+            busy: Busy { is_known: true, ..Busy::default() },
         }
     }
 
@@ -143,28 +241,39 @@ impl KnownDevice {
         self.last.device
     }
 
-    pub(super) fn since(&self, before: &BTreeMap<DiskDeviceId, u64>) -> u64 {
-        self.busy_ms - before.get(&self.id()).copied().unwrap_or(0).min(self.busy_ms)
-    }
-
-    fn ask_sysfs(&mut self) {
-        let directory = sysfs(self.id());
-        let holds_any = |entry: &str| {
-            fs::read_dir(directory.join(entry)).is_ok_and(|mut entries| entries.next().is_some())
-        };
-        self.partition_of = (directory.join("partition").exists())
-            .then(|| fs::read_to_string(directory.join("../dev")).ok()?.parse().ok())
-            .flatten();
-        self.stacked = holds_any("slaves") || directory.join("loop/backing_file").exists();
-        self.carries = holds_any("holders");
+    /// Busy time in the window; `None` if it is unknown for a part of the window.
+    pub(super) fn busy(&self) -> Option<Duration> {
+        (self.busy.is_known && !self.removed).then(|| self.busy.in_window())
     }
 }
 
-fn sysfs(device: DiskDeviceId) -> PathBuf {
+struct RealSysfs;
+
+impl Sysfs for RealSysfs {
+    fn describe(&self, device: &mut KnownDevice) {
+        let directory = directory(device.id());
+        let has_any = |entry: &str| {
+            fs::read_dir(directory.join(entry)).is_ok_and(|mut entries| entries.next().is_some())
+        };
+        device.partition_of = (directory.join("partition").exists())
+            .then(|| fs::read_to_string(directory.join("../dev")).ok()?.parse().ok())
+            .flatten();
+        device.stacked = has_any("slaves") || directory.join("loop/backing_file").exists();
+        device.carries = has_any("holders");
+    }
+
+    fn is_counting(&self, device: &KnownDevice) -> bool {
+        let disk = device.partition_of.unwrap_or(device.id());
+        let iostats = fs::read_to_string(directory(disk).join("queue/iostats"));
+        iostats.map_or(true, |iostats| iostats.trim() != "0")
+    }
+}
+
+fn directory(device: DiskDeviceId) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{device}"))
 }
 
-/// Whether a disk of some size takes bios without making requests of them: zram, dm,
+/// Whether a disk that is not empty handles bios without making requests of them: zram, dm,
 /// md, pmem and others without `/sys/block/NAME/mq`.
 pub(super) fn any_without_requests() -> io::Result<bool> {
     for disk in fs::read_dir("/sys/block")?.flatten() {
@@ -177,73 +286,4 @@ pub(super) fn any_without_requests() -> io::Result<bool> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SDA: DiskDeviceId = DiskDeviceId { major: 8, minor: 0 };
-    const LOOP: DiskDeviceId = DiskDeviceId { major: 7, minor: 1 };
-
-    fn line(device: DiskDeviceId, name: &str, reads: u64, busy_ms: u32) -> String {
-        let (major, minor) = (device.major, device.minor);
-        format!("{major:4} {minor:7} {name} {reads} 0 0 0 0 0 0 0 0 {busy_ms} 99 0 0 0 0 0 0\n")
-    }
-
-    fn busy(book: &DeviceBook, before: &BTreeMap<DiskDeviceId, u64>) -> u64 {
-        book.get(SDA).unwrap().since(before)
-    }
-
-    #[test]
-    fn a_line_of_today_and_one_of_an_old_kernel() {
-        let today = "  259       3 nvme0n1p1 5 2 64 7 11 12 13 14 3 77 78 20 0 0 0 30 9";
-        let line = Line::parse(today).unwrap();
-        assert_eq!(line.device, DiskDeviceId { major: 259, minor: 3 });
-        assert_eq!((line.name.as_str(), line.operations, line.busy_ms), ("nvme0n1p1", 66, 77));
-        assert_eq!(Line::parse("8 0 sda 5 2 64 7 11 12 13 14 3 77 78").unwrap().operations, 16);
-        assert_eq!(Line::parse(""), None);
-        assert_eq!(Line::parse("8 0 sda 5 2"), None);
-    }
-
-    #[test]
-    fn only_devices_that_did_something_and_busy_since_they_were_first_seen() {
-        let mut book = DeviceBook::default();
-        book.take_in(&(line(SDA, "sda", 1, 500) + &line(LOOP, "loop1", 0, 0)), |_| {});
-        assert_eq!(book.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["sda"]);
-        let before = book.busy_ms();
-        book.take_in(&line(SDA, "sda", 2, 530), |_| {});
-        assert_eq!(busy(&book, &before), 30);
-    }
-
-    #[test]
-    fn busy_time_wraps_and_starts_again_with_the_device() {
-        let mut book = DeviceBook::default();
-        book.take_in(&line(SDA, "sda", 1, u32::MAX - 9), |_| {});
-        let before = book.busy_ms();
-        book.take_in(&line(SDA, "sda", 2, 10), |_| {});
-        assert_eq!(busy(&book, &before), 20);
-        book.take_in(&line(SDA, "sda", 1, 7), |_| {});
-        assert_eq!(busy(&book, &before), 27);
-    }
-
-    #[test]
-    fn a_removed_device_stays_for_the_window() {
-        let mut book = DeviceBook::default();
-        book.take_in(&line(SDA, "sda", 1, 0), |_| {});
-        book.take_in("", |_| {});
-        assert!(book.get(SDA).unwrap().removed);
-        book.rebase();
-        assert!(book.get(SDA).is_none());
-        book.add(SDA);
-        assert_eq!(book.get(SDA).unwrap().name, "8:0");
-    }
-
-    #[test]
-    fn sysfs_is_asked_of_those_that_work() {
-        let mut book = DeviceBook::default();
-        let asked = std::cell::Cell::new(0);
-        let mut take_in = |reads| {
-            book.take_in(&line(SDA, "sda", reads, 0), |_| asked.set(asked.get() + 1));
-            asked.get()
-        };
-        assert_eq!([take_in(1), take_in(1), take_in(2), take_in(2)], [1, 1, 2, 2]);
-    }
-}
+mod tests;

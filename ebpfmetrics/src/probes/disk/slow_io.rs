@@ -1,43 +1,53 @@
 use std::time::Duration;
 
-use super::{DiskClass, DiskDeviceId, DiskOperation};
-use crate::probes::events::SlowIoRecord;
+use super::{
+    class::{DiskClass, DiskOperation},
+    device::DiskDeviceId,
+};
+use crate::record::EventsSlowIoRecord;
 
 /// An operation of a block device that took long.
 ///
-/// It is counted in the [`DiskSnapshot`](super::DiskSnapshot) as any other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+/// The snapshot of the probe counts it like any other operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct SlowIo {
-    /// When it was submitted, in ns of `CLOCK_MONOTONIC`. It was done
+    /// When it was submitted, in ns of `CLOCK_MONOTONIC`. It completed
     /// [`queue_time`](SlowIo::queue_time) and [`device_time`](SlowIo::device_time) later.
     pub submitted_ns: u64,
-    /// The disk or partition that was asked.
+    /// The disk or partition.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub device: DiskDeviceId,
-    /// What of.
+    /// The kind of operation.
     pub operation: DiskOperation,
-    /// How it is known who is charged; `None` where nobody is, for the table of rows was
-    /// full.
+    /// Why it is charged to its process; `None` if it is charged to none because the table of
+    /// rows was full.
     pub class: Option<DiskClass>,
-    /// Bytes that the device was asked for.
+    /// Bytes requested from the device.
     pub bytes: u64,
-    /// [`DiskLatency::queue`](super::DiskLatency::queue)
-    #[cfg_attr(feature = "serde", serde(rename = "queue_time_ns", serialize_with = "ns"))]
+    /// Time in the queue, see [`DiskLatency::queue`](super::DiskLatency::queue).
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "queue_time_ns", with = "crate::snapshot::duration_ns")
+    )]
     pub queue_time: Duration,
-    /// [`DiskLatency::device`](super::DiskLatency::device)
-    #[cfg_attr(feature = "serde", serde(rename = "device_time_ns", serialize_with = "ns"))]
+    /// Time in the device, see [`DiskLatency::device`](super::DiskLatency::device).
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "device_time_ns", with = "crate::snapshot::duration_ns")
+    )]
     pub device_time: Duration,
 }
 
 impl SlowIo {
-    /// From its submission until it was done: what the limit is for.
+    /// Time from its submission to its completion, which is compared with the limit.
     pub fn time(&self) -> Duration {
-        self.queue_time + self.device_time
+        self.queue_time.saturating_add(self.device_time)
     }
 
-    pub(in crate::probes) fn from_record(record: &SlowIoRecord) -> Self {
+    #[allow(dead_code, reason = "for the events")]
+    pub(crate) fn from_record(record: &EventsSlowIoRecord) -> Self {
         Self {
             submitted_ns: (record.event.time_ns)
                 .saturating_sub(record.queue_ns.saturating_add(record.device_ns)),
@@ -51,7 +61,20 @@ impl SlowIo {
     }
 }
 
-#[cfg(feature = "serde")]
-fn ns<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serde::Serialize::serialize(&(time.as_nanos() as u64), serializer)
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+
+    use super::*;
+
+    #[test]
+    fn times_that_cannot_be_do_not_overflow() {
+        let mut record = EventsSlowIoRecord::zeroed();
+        (record.queue_ns, record.device_ns, record.class) = (u64::MAX, u64::MAX, 6);
+        let io = SlowIo::from_record(&record);
+        assert_eq!((io.submitted_ns, io.class), (0, None));
+        assert_eq!(io.time(), Duration::from_nanos(u64::MAX) * 2);
+        (record.queue_ns, record.device_ns, record.event.time_ns) = (3, 4, 10);
+        assert_eq!(SlowIo::from_record(&record).submitted_ns, 3);
+    }
 }
