@@ -27,7 +27,6 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use crossbeam_channel::{Receiver, bounded, never, select, tick};
-#[cfg(any())] // MERGE
 use ebpfmetrics::DiskProbe;
 use ebpfmetrics::{
     CpuProbe, Filter, Kernel, MemProbe, Probe, ProbeSet, Snapshot, kit::HandleOf,
@@ -88,7 +87,6 @@ enum Kind {
 struct Handles {
     cpu: Option<HandleOf<ebpfmetrics::cpu::CpuProbeBuilder>>,
     mem: Option<HandleOf<ebpfmetrics::mem::MemProbeBuilder>>,
-    #[cfg(any())] // MERGE
     disk: Option<HandleOf<ebpfmetrics::disk::DiskProbeBuilder>>,
 }
 
@@ -124,7 +122,6 @@ fn load(options: &Options) -> ebpfmetrics::Result<(ProbeSet, Handles)> {
     let handles = Handles {
         cpu: wants(Kind::Cpu).then(|| set.add_on(CpuProbe::builder(), &kernel)).transpose()?,
         mem: wants(Kind::Mem).then(|| set.add_on(MemProbe::builder(), &kernel)).transpose()?,
-        #[cfg(any())] // MERGE
         disk: wants(Kind::Disk).then(|| set.add_on(DiskProbe::builder(), &kernel)).transpose()?,
     };
     set.reset()?; // the same window for all probes

@@ -13,7 +13,6 @@ use crossterm::{
     style::{Print, Stylize},
     terminal::{self, *},
 };
-#[cfg(any())] // MERGE
 use ebpfmetrics::disk::DiskCounters;
 use ebpfmetrics::{
     Cgroups, CpuUsage, MemUsage, Probe, ProbeSet, Snapshot, Window, process::CgroupHierarchy,
@@ -37,9 +36,7 @@ const COLUMNS: &[Column] = &[
     }),
     ("RSS", 7, 1, |row, _| Some(row.mem?.resident_bytes? as f64 / MEBIBYTE)),
     ("PEAK", 7, 1, |row, _| Some(row.mem?.resident_peak_bytes? as f64 / MEBIBYTE)),
-    #[cfg(any())] // MERGE
     ("RD/s", 6, 1, |row, window| Some(window.per_second(row.disk?.read_bytes) / MEBIBYTE)),
-    #[cfg(any())] // MERGE
     ("WR/s", 6, 1, |row, window| Some(window.per_second(row.disk?.written_bytes) / MEBIBYTE)),
 ];
 /// Left out, in this order, where the terminal is too narrow.
@@ -71,7 +68,6 @@ struct Row {
     exited: bool,
     cpu: Option<CpuUsage>,
     mem: Option<MemUsage>,
-    #[cfg(any())] // MERGE
     disk: Option<DiskCounters>,
 }
 
@@ -80,7 +76,6 @@ impl Row {
         *self.members.get_or_insert(0) += u32::from(!row.exited);
         self.cpu = self.cpu.into_iter().chain(row.cpu).reduce(|sum, more| sum + more);
         self.mem = self.mem.into_iter().chain(row.mem).reduce(|sum, more| sum + more);
-        #[cfg(any())] // MERGE
         (self.disk = self.disk.into_iter().chain(row.disk).reduce(|sum, more| sum + more));
     }
 }
@@ -151,7 +146,6 @@ impl<'a> Table<'a> {
             exited: process.info.exited,
             cpu: self.handles.cpu.map(|cpu| process[cpu]),
             mem: self.handles.mem.map(|mem| process[mem]),
-            #[cfg(any())] // MERGE
             disk: self.handles.disk.map(|disk| process[disk].total),
         })
         .collect()

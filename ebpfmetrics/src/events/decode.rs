@@ -2,10 +2,10 @@
 
 use std::{collections::VecDeque, os::unix::process::ExitStatusExt as _, process::ExitStatus};
 
-use super::{Event, ProcessEvent};
+use super::{Event, ProcessEvent, slow_io};
 use crate::{
     process::ProcessState,
-    record::{EventsEventRecord, event_kind, events_flags::EVENT_PROCESS_ENDED},
+    record::{EventsEventRecord, EventsSlowIoRecord, event_kind, events_flags::EVENT_PROCESS_ENDED},
 };
 
 /// Events that were read but not returned yet, and the number of lost events so far.
@@ -27,12 +27,16 @@ impl Decoder {
 
     /// Takes a record.
     pub(super) fn record(&mut self, record: &[u8]) {
-        let event = match bytemuck::try_pod_read_unaligned::<EventsEventRecord>(record) {
-            Ok(record) => {
-                self.lost(record.lost_before);
-                self.event(&record)
-            }
-            Err(_) => None,
+        let event = if let Ok(record) = bytemuck::try_pod_read_unaligned(record) {
+            let record: EventsSlowIoRecord = record;
+            self.lost(record.event.lost_before);
+            (record.event.kind == event_kind::SLOW_IO).then(|| slow_io::event(&record))
+        } else if let Ok(record) = bytemuck::try_pod_read_unaligned(record) {
+            let record: EventsEventRecord = record;
+            self.lost(record.lost_before);
+            self.event(&record)
+        } else {
+            None
         };
         // a record that is not understood is an event that the caller does not get
         self.events.push_back(event.unwrap_or(Event::Lost { events: 1 }));

@@ -1,11 +1,14 @@
 use std::process::ExitStatus;
 
-use crate::process::{ProcessId, ProcessInfo};
+use crate::{
+    probes::disk::SlowIo,
+    process::{ProcessId, ProcessInfo},
+};
 
 /// Something that happened to a process.
 ///
 /// The events of one process come in order: started, executed, crossings of the memory
-/// threshold, killed, exited.
+/// threshold, killed, exited. I/O that it caused may complete after its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -60,6 +63,17 @@ pub enum Event {
         #[cfg_attr(feature = "serde", serde(flatten))]
         process: ProcessEvent,
     },
+    /// An operation of a block device has completed and took at least as long as the limit of
+    /// the disk probe. `block_rq_complete`, `block_bio_complete`.
+    SlowIo {
+        /// The process that is charged, with the time of the completion; `None` if none is.
+        /// The name is from the first I/O of the process or its last exec since.
+        #[cfg_attr(feature = "serde", serde(flatten))]
+        process: Option<ProcessEvent>,
+        /// The operation.
+        #[cfg_attr(feature = "serde", serde(flatten))]
+        io: SlowIo,
+    },
     /// Events are missing here because the buffer was full.
     Lost {
         /// Number of missing events, of any process.
@@ -68,7 +82,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// The process that it happened to. `None` for [`Lost`](Event::Lost).
+    /// The process that it happened to. `None` for [`Lost`](Event::Lost), and for I/O
+    /// that no process is charged with.
     pub fn process(&self) -> Option<&ProcessEvent> {
         match self {
             Self::ProcessStarted { process }
@@ -76,6 +91,7 @@ impl Event {
             | Self::ProcessExited { process, .. }
             | Self::MemoryThreshold { process, .. }
             | Self::OomKilled { process } => Some(process),
+            Self::SlowIo { process, .. } => process.as_ref(),
             Self::Lost { .. } => None,
         }
     }

@@ -7,6 +7,7 @@ mod decode;
 mod event;
 mod options;
 mod ring;
+mod slow_io;
 mod source;
 #[cfg(feature = "tokio")]
 mod stream;

@@ -95,14 +95,14 @@ impl EventsBuilder {
     }
 
     /// Reads the buffer of a disk probe, which reports slow I/O.
-    #[allow(dead_code, reason = "the disk probe calls it")]
     pub(crate) fn slow_io_buffer(mut self, buffer: SlowIoBuffer) -> Self {
         self.slow_io = Some(buffer);
         self
     }
 
     /// Size of the buffer, rounded up to a power of two of whole pages; 1 MiB by default. An
-    /// event takes 128 bytes.
+    /// event takes 128 bytes. With [`slow_io`](Self::slow_io) the size is
+    /// [an option of the probe](crate::disk::DiskProbeBuilder::slow_io_buffer_bytes).
     pub fn buffer_bytes(mut self, bytes: u32) -> Self {
         self.buffer_bytes = Some(bytes);
         self

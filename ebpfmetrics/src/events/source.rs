@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Reports what happens to processes at the moment it happens: they start, execute, exit,
-/// grow to a memory threshold, or are killed because memory ran out.
+/// grow to a memory threshold, are killed because memory ran out, or wait long for a disk.
 ///
 /// Events are for programs that have to react at once. To measure what processes use, a
 /// [`Probe`](crate::Probe) is exact and costs nothing per event. Only events that are selected
@@ -30,7 +30,8 @@ use crate::{
 ///
 /// * **Source**: the tracepoints `sched_process_fork`, `sched_process_exec`,
 ///   `sched_process_exit`, `sched_process_free` and `rss_stat`, through a ring buffer in
-///   memory shared with the kernel.
+///   memory shared with the kernel; slow I/O from a [`DiskProbe`](crate::DiskProbe), which
+///   follows every operation in any case.
 /// * **Order**: the events of one process come in order.
 /// * **Units**: times are ns of `CLOCK_MONOTONIC`.
 /// * **Kernel**: Linux 5.10 with BTF.
@@ -164,7 +165,8 @@ impl Events {
         super::EventStream::new(self)
     }
 
-    /// Events that were not reported since loading, by cause.
+    /// Events that were not reported since loading (with slow I/O: since the disk probe was
+    /// loaded), by cause.
     ///
     /// `started`, `executed`, `exited`, `memory_threshold`, `oom_killed` and `slow_io` count
     /// events of that kind that found no room in the buffer; their sum is that of all
