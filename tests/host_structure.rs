@@ -58,7 +58,9 @@ fn the_code_in_the_recipe_is_that_of_the_crate() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/custom-probe.md")).unwrap();
     let mut files = Vec::new();
-    collect(&root.join("examples/custom_probe"), &mut files);
+    for example in ["custom_probe", "task_probe"] {
+        collect(&root.join("examples").join(example), &mut files);
+    }
     let blocks = page.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
     let code: Vec<_> = blocks.filter(|(language, _)| ["c", "rust"].contains(language)).collect();
     assert!(code.len() > 10, "{} blocks of code", code.len());

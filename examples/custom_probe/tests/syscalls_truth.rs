@@ -5,6 +5,7 @@
 mod support;
 
 use std::{
+    process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -134,6 +135,27 @@ fn a_filter_works_in_the_hooks() {
     let pids: Vec<_> = snapshot.processes.iter().map(|row| row.id.pid).collect();
     assert!(pids.len() == 2 && pids.contains(&parent), "{pids:?}");
     assert_eq!(snapshot.overflow.usage, SyscallUsage::default());
+}
+
+/// Entries of processes that have ended are deleted, also of those that found no room among
+/// the final records.
+#[test]
+fn a_small_table_serves_many_lives() {
+    for max_ended in [32_768, 1] {
+        let builder = SyscallProbe::builder().processes(256).max_ended(max_ended);
+        let mut probe = builder.filter(Filter::tree(std::process::id())).load().unwrap();
+        let mut calls = 0;
+        for life in 1..=600 {
+            assert!(Command::new("/bin/true").status().unwrap().success());
+            if life % 20 == 0 {
+                let snapshot = probe.reset().unwrap();
+                assert_eq!(snapshot.losses.get("process_table_full"), Some(0), "life {life}");
+                let rows = snapshot.processes.iter().map(|row| row.usage.calls);
+                calls += rows.sum::<u64>() + snapshot.overflow.usage.calls;
+            }
+        }
+        assert!(calls > 600 * 10, "{calls}");
+    }
 }
 
 /// What finds no room is a loss.
