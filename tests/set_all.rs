@@ -38,7 +38,8 @@ fn each_figure_is_right_in_every_order() {
         let ids: Vec<_> = snapshot.processes().map(|row| row.id).collect();
         assert!(ids.is_sorted() && ids.windows(2).all(|pair| pair[0] != pair[1]));
         // losses, sources and programs of all of them
-        let causes = ["ended_table_full", "track_table_full", "row_table_full", "exit_record_missing"];
+        let causes =
+            ["ended_table_full", "track_table_full", "row_table_full", "exit_record_missing"];
         for cause in causes {
             assert!(snapshot.losses.get(cause).is_some(), "{cause} in {:?}", snapshot.losses);
         }
@@ -60,9 +61,8 @@ fn built_in_probes_come_and_go() {
     let cpu = probes.add(CpuProbe::builder()).unwrap();
     let work = Workload::start(WORKLOAD, &["spin", "2"]);
     let mut memory = Workload::start(WORKLOAD, &["memory"]);
-    let mut faults = || -> u64 {
-        memory.ask("faults").split_whitespace().next().unwrap().parse().unwrap()
-    };
+    let mut faults =
+        || -> u64 { memory.ask("faults").split_whitespace().next().unwrap().parse().unwrap() };
     let (mut cpu_ns, mut end) = (0, probes.snapshot().unwrap().window.start_ns);
     for change in 0..5 {
         let mem = probes.add(MemProbe::builder()).unwrap();

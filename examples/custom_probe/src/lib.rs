@@ -28,8 +28,8 @@ use ebpfmetrics::{
     snapshot::{LossCause, LossScope, ProbeSnapshot, Source},
 };
 
-pub use crate::record::SyscallsLoss;
 use crate::record::SyscallsCountsRecord;
+pub use crate::record::SyscallsLoss;
 
 /// ELF is read in place, which takes 8-byte alignment.
 #[repr(C, align(8))]

@@ -146,7 +146,13 @@ impl Collector for Broken {
         next
     }
 
-    fn usage(&self, process: ProcessId, counters: &Counts, _: Option<&()>, span: Span) -> SyscallUsage {
+    fn usage(
+        &self,
+        process: ProcessId,
+        counters: &Counts,
+        _: Option<&()>,
+        span: Span,
+    ) -> SyscallUsage {
         let mut counters = *counters;
         match self.fault {
             Fault::CountsTwice => counters.calls *= 2,

@@ -12,8 +12,8 @@ use crate::{
     error::{Error, ErrorKind, Result},
     kernel::Kernel,
     kit::{
-        Collector, Loading, NoLoss, Object, ProbeBuilder, Read, Readings, Requirements,
-        SetOptions, Span, WalkTimes,
+        Collector, Loading, NoLoss, Object, ProbeBuilder, Read, Readings, Requirements, SetOptions,
+        Span, WalkTimes,
     },
     process::ProcessId,
     snapshot::{Source, Usage},

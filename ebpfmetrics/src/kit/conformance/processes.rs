@@ -26,7 +26,11 @@ impl<B: ProbeBuilder, N: Fn() -> B, F: Fn(&UsageOf<B>) -> u64> Check<N, F> {
         let snapshot = read(probe.snapshot());
         let ids: Vec<_> = snapshot.processes.iter().map(|row| row.id).collect();
         assert!(ids.is_sorted(), "rows are not in the order of their ids");
-        assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "a process is there twice");
+        assert_eq!(
+            ids.iter().collect::<BTreeSet<_>>().len(),
+            ids.len(),
+            "a process is there twice"
+        );
         assert!(snapshot.losses.iter().next().is_some(), "no loss has a name");
         assert!(!snapshot.provenance.sources.is_empty(), "no figure has a source");
         assert_eq!(snapshot.provenance.probe, B::Collector::NAME);
@@ -115,7 +119,11 @@ impl<B: ProbeBuilder, N: Fn() -> B, F: Fn(&UsageOf<B>) -> u64> Check<N, F> {
         assert!(at_end >= *work.start(), "the final usage is {at_end} of {work:?}: too little");
         let snapshot = read(set.snapshot());
         let row = snapshot.process(id.pid).expect("a process that has ended has no row");
-        assert_eq!((self.count)(row.total(probe)), at_end, "the total of a row, and the final usage");
+        assert_eq!(
+            (self.count)(row.total(probe)),
+            at_end,
+            "the total of a row, and the final usage"
+        );
     }
 
     /// Nothing is lost of processes that no snapshot showed alive, also if there are more of

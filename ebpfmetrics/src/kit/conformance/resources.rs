@@ -7,7 +7,12 @@ use std::{
 };
 
 use super::{Check, UsageOf, bystander::Bystander, read, until};
-use crate::{ProbeSet, kit::ProbeBuilder, object::{map_ids, program_ids}, probe::Probe};
+use crate::{
+    ProbeSet,
+    kit::ProbeBuilder,
+    object::{map_ids, program_ids},
+    probe::Probe,
+};
 
 impl<B: ProbeBuilder, N: Fn() -> B, F: Fn(&UsageOf<B>) -> u64> Check<N, F> {
     /// A probe that is dropped takes its programs, maps and descriptors with it, and reads

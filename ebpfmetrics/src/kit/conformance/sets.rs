@@ -61,10 +61,11 @@ impl<B: ProbeBuilder, N: Fn() -> B, F: Fn(&UsageOf<B>) -> u64> Check<N, F> {
         sum += self.count_of(&read(set.reset()).of(probe), &worker);
         within(sum, &work);
 
-        let same = (0..3).map(|number| self.add_other(&mut set, number)).find_map(|other| match other {
-            Other::Same(handle) => Some(handle),
-            _ => None,
-        });
+        let same =
+            (0..3).map(|number| self.add_other(&mut set, number)).find_map(|other| match other {
+                Other::Same(handle) => Some(handle),
+                _ => None,
+            });
         read(set.reset());
         let work = worker.work();
         let snapshot = read(set.reset());
@@ -81,7 +82,8 @@ impl<B: ProbeBuilder, N: Fn() -> B, F: Fn(&UsageOf<B>) -> u64> Check<N, F> {
         let mut worker = Worker::start();
         let end = read(set.reset()).window.end_ns;
         let mut work = worker.work();
-        for place in [bystander::LOAD, bystander::ATTACH, bystander::BEGIN_WALK, bystander::END_WALK]
+        for place in
+            [bystander::LOAD, bystander::ATTACH, bystander::BEGIN_WALK, bystander::END_WALK]
         {
             let failing = Bystander::default();
             failing.fail_at(place);
