@@ -194,8 +194,8 @@ fn unindented(text: &str) -> String {
 #[test]
 fn the_code_in_the_recipe_is_that_of_the_crate() {
     let page = fs::read_to_string(root().join("docs/custom-probe.md")).unwrap();
-    let files = files(&root().join("examples/custom_probe"));
-    let files: Vec<_> = files.iter().map(|(_, text)| unindented(text)).collect();
+    let files = ["custom_probe", "task_probe"].map(|name| files(&root().join("examples").join(name)));
+    let files: Vec<_> = files.iter().flatten().map(|(_, text)| unindented(text)).collect();
     let blocks = page.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
     let code: Vec<_> = blocks.filter(|(language, _)| ["c", "rust"].contains(language)).collect();
     assert!(code.len() > 10, "{} blocks of code", code.len());

@@ -5,6 +5,7 @@
 
 mod child;
 mod disk;
+mod failing;
 mod machine;
 mod memory;
 mod memory_limit;
@@ -22,6 +23,7 @@ pub use disk::{
     Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Swap, Zram, device_id, device_name,
     device_of, directory_on_disk, discard, diskstats, load_module, settle, skip, sync,
 };
+pub use failing::{FailAt, Failing, NoUsage};
 pub use machine::{Kernel, emulated, hides_first_process, kernel, needs_kernel, poll, support};
 pub use memory::{MemStatus, smaps_rollup, statm_size};
 pub use memory_limit::MemoryLimit;

@@ -342,17 +342,25 @@ static __always_inline void cpu_add_task(struct cpu_totals_record *sum, struct t
 	sum->involuntary_switches += task->nivcsw;
 }
 
-/* The last thread exits: the counters until the release. */
+/*
+ * The last thread exits: the best that is known until the release. Two threads that exit at
+ * once may both be the last: each stores sums of its own, which are at most the truth.
+ */
 static __always_inline void cpu_last_exit(struct process_ended_record *ended,
 					  struct task_struct *task)
 {
-	struct cpu_totals_record *totals = &ended->cpu.totals;
+	struct cpu_totals_record sum = {}, *totals = &ended->cpu.totals;
 
-	cpu_read_dead(totals, task->signal);
-	cpu_add_task(totals, task);
+	cpu_read_dead(&sum, task->signal);
+	cpu_add_task(&sum, task);
 	/* a leader that exited before the last thread is in no sum until its release */
 	if (task->pid != task->tgid)
-		cpu_add_task(totals, task->group_leader);
+		cpu_add_task(&sum, task->group_leader);
+	totals->sum_exec_ns = sum.sum_exec_ns;
+	totals->user_ns = sum.user_ns;
+	totals->system_ns = sum.system_ns;
+	totals->voluntary_switches = sum.voluntary_switches;
+	totals->involuntary_switches = sum.involuntary_switches;
 	if (cpu_account_switches)
 		totals->charged_ns =
 		    cpu_charged_to(cpu_owner(signal_of(task), task->tgid), task->tgid);

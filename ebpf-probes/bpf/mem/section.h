@@ -235,13 +235,16 @@ static __always_inline void mem_last_exit(struct process_ended_record *ended,
 	u32 tgid = task->tgid;
 	struct mem_tracked_record *tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
 	u64 earlier_pages = ~0ULL, highest = task->signal->maxrss;
+	struct mem_faults_record faults = {};
 	struct mm_struct *mm = task->mm;
 
-	mem_read_faults(&ended->mem.faults, task);
+	/* summed up apart: two threads that exit at once may both be the last */
+	mem_read_faults(&faults, task);
 	if (task->pid != task->tgid) { /* its leader ended before it: in no sum yet */
-		ended->mem.faults.minor += task->group_leader->min_flt;
-		ended->mem.faults.major += task->group_leader->maj_flt;
+		faults.minor += task->group_leader->min_flt;
+		faults.major += task->group_leader->maj_flt;
 	}
+	ended->mem.faults = faults;
 	if (tracked && tracked->process_start_ns == process_start_ns) {
 		ended->mem.tracked = *tracked;
 		earlier_pages = tracked->earlier_pages;

@@ -410,7 +410,8 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	if (slab_on)
 		slab_last_exit(record, task);
 	record->ended_ns = bpf_ktime_get_ns();
-	__sync_fetch_and_add(&record->flags, ENDED_EXITED & ~record->flags);
+	/* stored, for two threads that exit at once may both be the last; the release is later */
+	record->flags = ENDED_EXITED;
 	return 0;
 }
 
@@ -460,7 +461,7 @@ int BPF_PROG(process_release, struct task_struct *task)
 	}
 	__builtin_memcpy(record->info.comm, task->comm, sizeof(record->info.comm));
 	record->info.threads = record->threads;
-	__sync_fetch_and_add(&record->flags, (ENDED_EXITED | ENDED_RELEASED) & ~record->flags);
+	record->flags = ENDED_EXITED | ENDED_RELEASED;
 	return 0;
 }
 

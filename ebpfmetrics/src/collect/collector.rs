@@ -1,6 +1,6 @@
 //! The description of a probe.
 
-use bytemuck::AnyBitPattern;
+use bytemuck::{AnyBitPattern, Zeroable as _};
 
 use super::{counters::{self, Counters}, loading::{Loading, WalkPart}};
 use crate::{
@@ -25,7 +25,9 @@ pub trait Collector: Sized + Send + 'static {
     const NAME: &'static str;
 
     /// Map of the object with the counters by process: a hash from `process_key` to
-    /// [`Counters`](Self::Counters). Entries of processes that have ended are deleted.
+    /// [`Counters`](Self::Counters). A process without an entry counts as zero. The set
+    /// deletes the entries of processes that have left the process table; what is left of
+    /// processes that never had a row is added to the overflow.
     const COUNTS: Option<&'static str> = None;
 
     /// Number of the section of a built-in probe; others get one from the set.
@@ -133,7 +135,9 @@ pub trait Collector: Sized + Send + 'static {
     /// Starts a new window for the gauges of a process.
     fn rebase(_gauges: &mut Self::Gauges) {}
 
-    /// What the final record of a process says; `None` if nothing.
+    /// What the final record of a process says; `None` if nothing. Built-in probes only: the
+    /// final record has no room for others.
+    #[doc(hidden)]
     fn ended(&self, _ended: &Ended<'_>) -> Option<Reading<Self>> {
         None
     }
@@ -142,8 +146,9 @@ pub trait Collector: Sized + Send + 'static {
     fn left(&mut self, _process: ProcessId, _counters: &Self::Counters) {}
 
     /// Counters of processes that `ended` had no room for, on one CPU.
+    #[doc(hidden)]
     fn overflow(_record: &ProcessOverflowRecord) -> Self::Counters {
-        Self::Counters::default()
+        Self::Counters::zeroed()
     }
 
     /// The public figures of a process. `gauges` is `None` for processes that are only
@@ -183,9 +188,9 @@ pub trait Collector: Sized + Send + 'static {
         Vec::new()
     }
 
-    /// How to serialize the figures in the snapshot of a set.
+    /// How to serialize the figures in the snapshot of a set; by default they are left out.
+    /// A probe whose usage implements `Serialize` returns `Some(Json::new())`.
     #[cfg(feature = "serde")]
-    #[doc(hidden)]
     fn json() -> Option<crate::snapshot::Json<Self::Usage, Self::System>> {
         None
     }
@@ -286,7 +291,7 @@ pub struct Reading<C: Collector> {
 
 impl<C: Collector> Default for Reading<C> {
     fn default() -> Self {
-        Self { counters: C::Counters::default(), gauges: C::Gauges::default() }
+        Self { counters: C::Counters::zeroed(), gauges: C::Gauges::default() }
     }
 }
 

@@ -2,10 +2,13 @@
 
 use std::{any::Any, sync::Arc};
 
+use bytemuck::Zeroable as _;
+
 use super::{
     collector::{Collector, Ended, Progress, Read, Reading, Readings, Record, Span, Task, WalkTimes},
     counters,
     loading::WalkPart,
+    table::STARTING_NS,
     walk::End,
 };
 use crate::{
@@ -83,6 +86,8 @@ pub(crate) struct WalkView<'a> {
     pub(super) seen: &'a [bool],
     /// Places of processes that the walk does not show but `/proc` does.
     pub(super) hidden: &'a [usize],
+    /// Whether every living process that passes the filter is among them.
+    pub(super) sees_all: bool,
 }
 
 /// What is known of a process: counters since its start, and how far they were reported.
@@ -97,8 +102,8 @@ struct Cell<C: Collector> {
 impl<C: Collector> Default for Cell<C> {
     fn default() -> Self {
         Self {
-            last: C::Counters::default(),
-            baseline: C::Counters::default(),
+            last: C::Counters::zeroed(),
+            baseline: C::Counters::zeroed(),
             gauges: C::Gauges::default(),
             is_new: true,
         }
@@ -139,6 +144,8 @@ pub(crate) struct TypedColumn<C: Collector> {
     losses: Vec<u64>,
     losses_before: Vec<u64>,
     provenance: Arc<Provenance>,
+    /// Processes whose key in [`Collector::COUNTS`] is not their id, which is rounded.
+    rounded: Vec<(ProcessId, ProcessKey)>,
 }
 
 impl<C: Collector> TypedColumn<C> {
@@ -148,13 +155,42 @@ impl<C: Collector> TypedColumn<C> {
             section,
             cells: Vec::new(),
             readings: Vec::new(),
-            overflow: C::Counters::default(),
-            kernel_overflow: C::Counters::default(),
+            overflow: C::Counters::zeroed(),
+            kernel_overflow: C::Counters::zeroed(),
             window_start_ns: 0,
             losses: Vec::new(),
             losses_before: Vec::new(),
             provenance: Arc::default(),
+            rounded: Vec::new(),
         }
+    }
+
+    /// Reads [`Collector::COUNTS`]. An entry of a process that is not in the table and is too
+    /// old to come into it is never asked for again: its process found no room among the
+    /// final records, or a hook was still running for it when its entry was deleted. Such
+    /// entries are moved to the overflow.
+    fn read_counts(&mut self, walk: &WalkTimes, view: &WalkView<'_>) -> Result<()> {
+        let (Some(map), Some(object)) = (C::COUNTS, self.collector.object()) else {
+            return Ok(());
+        };
+        let counts: Vec<(ProcessKey, C::Counters)> = object.lookup_batch(map)?;
+        let (mut left, mut sum) = (Vec::new(), C::Counters::zeroed());
+        self.rounded.clear();
+        for (key, counts) in counts {
+            let (id, rounded) = (key.id(), key.id().rounded_to_ticks());
+            if let Ok(index) = view.ids.binary_search(&id) {
+                self.readings[index].counters = counts;
+            } else if let Ok(index) = view.ids.binary_search(&rounded) {
+                self.readings[index].counters = counts;
+                self.rounded.push((rounded, key));
+            } else if view.sees_all && id.start_time_ns + STARTING_NS < walk.boottime_ns {
+                sum = counters::add(&sum, &counts);
+                left.push(key);
+            }
+        }
+        object.delete_batch(map, &left)?;
+        self.overflow = counters::add(&self.overflow, &sum);
+        Ok(())
     }
 
     fn walk(&self, walk: &WalkTimes) -> WalkTimes {
@@ -227,14 +263,7 @@ impl<C: Collector> Column for TypedColumn<C> {
 
     fn end_walk(&mut self, walk: &WalkTimes, view: &WalkView<'_>) -> Result<()> {
         let walk = self.walk(walk);
-        if let (Some(map), Some(object)) = (C::COUNTS, self.collector.object()) {
-            let counts: Vec<(ProcessKey, C::Counters)> = object.lookup_batch(map)?;
-            for (key, counts) in counts {
-                if let Ok(index) = view.ids.binary_search(&key.id()) {
-                    self.readings[index].counters = counts;
-                }
-            }
-        }
+        self.read_counts(&walk, view)?;
         let mut readings = Readings {
             ids: view.ids,
             infos: view.infos,
@@ -245,9 +274,14 @@ impl<C: Collector> Column for TypedColumn<C> {
         self.collector.end_walk(&walk, &mut readings)?;
         let cells = self.cells.iter_mut().zip(&mut self.readings).zip(view.ids);
         for (((cell, reading), &id), &seen) in cells.zip(view.seen) {
-            if seen || C::COUNTS.is_some() {
-                cell.take_in(&self.collector, id, std::mem::take(reading), &walk);
+            let mut now = std::mem::take(reading);
+            if !seen {
+                if C::COUNTS.is_none() {
+                    continue;
+                }
+                now.gauges = cell.gauges.clone(); // those of the last walk that showed it
             }
+            cell.take_in(&self.collector, id, now, &walk);
         }
         Ok(())
     }
@@ -261,6 +295,9 @@ impl<C: Collector> Column for TypedColumn<C> {
     }
 
     fn start_here(&mut self, index: usize) {
+        if C::COUNTS.is_some() {
+            return; // its hooks count from here on anyway
+        }
         let cell = &mut self.cells[index];
         cell.baseline = cell.last;
     }
@@ -280,11 +317,14 @@ impl<C: Collector> Column for TypedColumn<C> {
     }
 
     fn subtract_from_overflow(&mut self, index: usize) {
+        if C::COUNTS.is_some() {
+            return; // the kernel's overflow has nothing of this probe
+        }
         self.overflow = counters::subtract(&self.overflow, &self.cells[index].last);
     }
 
     fn overflow(&mut self, records: &[ProcessOverflowRecord]) {
-        let now = records.iter().map(C::overflow).fold(C::Counters::default(), |sum, of_cpu| {
+        let now = records.iter().map(C::overflow).fold(C::Counters::zeroed(), |sum, of_cpu| {
             counters::add(&sum, &of_cpu)
         });
         let grown = counters::subtract(&now, &self.kernel_overflow);
@@ -293,10 +333,13 @@ impl<C: Collector> Column for TypedColumn<C> {
     }
 
     fn forget(&mut self, gone: &[ProcessKey]) -> Result<()> {
-        match (C::COUNTS, self.collector.object()) {
-            (Some(map), Some(object)) => object.delete_batch(map, gone),
-            _ => Ok(()),
-        }
+        let (Some(map), Some(object)) = (C::COUNTS, self.collector.object()) else {
+            return Ok(());
+        };
+        let rounded = self.rounded.iter().filter(|(id, _)| gone.iter().any(|it| it.id() == *id));
+        let rounded: Vec<_> = rounded.map(|(_, key)| *key).collect();
+        object.delete_batch(map, gone)?;
+        object.delete_batch(map, &rounded)
     }
 
     fn late_processes(&self) -> Vec<ProcessId> {
@@ -328,7 +371,7 @@ impl<C: Collector> Column for TypedColumn<C> {
 
     fn part(&self, rows: &[RowSource], ids: &[ProcessId], end_ns: u64) -> Box<dyn Part> {
         let window = Window { start_ns: self.window_start_ns, end_ns };
-        let none = (C::Counters::default(), C::Gauges::default());
+        let none = (C::Counters::zeroed(), C::Gauges::default());
         let (mut usage, mut total) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
         for row in rows {
             let (id, in_window, last, gauges) = match *row {
@@ -380,8 +423,11 @@ impl<C: Collector> Column for TypedColumn<C> {
 
     fn final_usage(&self, end: &End) -> Result<Option<Box<dyn Any>>> {
         let reading = match (C::COUNTS, self.collector.object()) {
-            (Some(map), Some(object)) => (object.lookup(map, &ProcessKey::from(end.id))?)
-                .map(|counters| Reading { counters, ..Reading::default() }),
+            (Some(map), Some(object)) => {
+                let counters = object.lookup(map, &ProcessKey::from(end.id))?;
+                let counters = counters.unwrap_or_else(C::Counters::zeroed);
+                Some(Reading { counters, ..Reading::default() })
+            }
             _ => self.reading_at_end(end),
         };
         let usage = reading.map(|reading| self.collector.final_usage(end.id, &reading));
@@ -391,7 +437,7 @@ impl<C: Collector> Column for TypedColumn<C> {
     fn rebase(&mut self, end_ns: u64) {
         self.window_start_ns = end_ns;
         self.losses_before.clone_from(&self.losses);
-        self.overflow = C::Counters::default();
+        self.overflow = C::Counters::zeroed();
         for cell in &mut self.cells {
             cell.baseline = cell.last;
             C::rebase(&mut cell.gauges);

@@ -4,15 +4,21 @@ use bytemuck::Pod;
 
 /// Counters of a process since its start: any `repr(C)` struct of `u64` fields.
 ///
-/// It is implemented for every such type. Counters only grow; the library adds them up,
+/// It is implemented for every such type; new counters are zero. Counters only grow; the library adds them up,
 /// subtracts baselines and keeps them monotonic field by field.
-pub trait Counters: Pod + Default + Send {}
+pub trait Counters: Pod + Send {}
 
-impl<T: Pod + Default + Send> Counters for T {}
+impl<T: Pod + Send> Counters for T {}
 
 fn zip<C: Counters>(one: &C, other: &C, combine: impl Fn(u64, u64) -> u64) -> C {
-    const { assert!(size_of::<C>().is_multiple_of(8), "counters are u64 fields") };
+    const {
+        let is_u64s = size_of::<C>().is_multiple_of(8) && align_of::<C>() == 8;
+        assert!(is_u64s || size_of::<C>() == 0, "counters are u64 fields");
+    }
     let mut result = *one;
+    if size_of::<C>() == 0 {
+        return result; // `()` is not aligned for u64
+    }
     let words = bytemuck::cast_slice_mut::<u8, u64>(bytemuck::bytes_of_mut(&mut result));
     let others = bytemuck::cast_slice::<u8, u64>(bytemuck::bytes_of(other));
     for (word, other) in words.iter_mut().zip(others) {
@@ -51,6 +57,7 @@ mod tests {
         assert_eq!(subtract(&[5_u64, 1], &[3, 40]), [2, 0]);
         assert_eq!(max(&[5_u64, 1], &[3, 40]), [5, 40]);
         assert_eq!(add(&[u64::MAX], &[1]), [u64::MAX]);
+        assert_eq!((add(&(), &()), subtract(&(), &()), max(&(), &())), ((), (), ()));
         assert!(is_zero(&[0_u64; 3]) && !is_zero(&[0_u64, 1]) && is_zero(&()));
     }
 }

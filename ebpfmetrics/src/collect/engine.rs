@@ -301,6 +301,14 @@ impl Engine {
         };
         let gone = self.table.update(observed, &walk, &mut self.columns)?;
         self.base.delete_batch::<ProcessKey>("ended", &gone)?;
+        let ids = self.table.ids();
+        // they ended without a row in any window
+        let is_unlisted = |key: &ProcessKey| {
+            let id = key.id();
+            [id, id.rounded_to_ticks()].iter().all(|id| ids.binary_search(id).is_err())
+        };
+        let unlisted: Vec<_> = gone.into_iter().filter(is_unlisted).collect();
+        self.columns.iter_mut().try_for_each(|(_, column)| column.forget(&unlisted))?;
         self.read_losses()?;
         self.walk = walk;
         Ok(())
@@ -463,10 +471,8 @@ impl Engine {
 /// In another PID namespace start times of hidden processes come from `/proc`, in units of
 /// 10 ms: their final records have the same process by another id.
 fn match_rounded(ends: &mut [End], ids: &[ProcessId]) {
-    const TICK_NS: u64 = 10_000_000;
     for end in ends {
-        let rounded = end.id.start_time_ns / TICK_NS * TICK_NS;
-        let rounded = ProcessId { start_time_ns: rounded, ..end.id };
+        let rounded = end.id.rounded_to_ticks();
         if ids.binary_search(&end.id).is_err() && ids.binary_search(&rounded).is_ok() {
             end.id = rounded;
         }

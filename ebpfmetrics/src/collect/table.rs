@@ -29,7 +29,7 @@ use crate::{
 pub(super) const RELEASE_TIMEOUT_NS: u64 = 2_000_000_000;
 
 /// A new process has its start time before a walk can see it.
-const STARTING_NS: u64 = 100_000_000;
+pub(super) const STARTING_NS: u64 = 100_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -50,6 +50,8 @@ struct Entry {
     id: ProcessId,
     info: ProcessInfo,
     phase: Phase,
+    /// It came into the filter after its start, and its counters start here.
+    is_late: bool,
 }
 
 /// What a read of the kernel showed.
@@ -198,17 +200,20 @@ impl ProcessTable {
         let came_late = |id: &ProcessId, walked_ns| {
             self.admits_late && !is_first && id.start_time_ns + STARTING_NS < walked_ns
         };
-        let late: Vec<usize> = (from.iter().enumerate())
-            .filter(|(index, from)| from.is_none() && came_late(&self.ids[*index], self.walked_ns))
-            .map(|(index, _)| index)
-            .collect();
+        for (index, from) in from.iter().enumerate() {
+            self.entries[index].is_late |=
+                from.is_none() && came_late(&self.ids[index], self.walked_ns);
+        }
+        // also of an earlier read that failed
+        let late: Vec<usize> =
+            (0..self.entries.len()).filter(|index| self.entries[*index].is_late).collect();
         columns.iter_mut().for_each(|(_, column)| column.place(&from));
 
         self.dispatch(observed.walked, observed.buffer, walk, columns)?;
         let infos: Vec<_> = self.entries.iter().map(|entry| entry.info).collect();
         let hidden = observed.hidden.iter().filter_map(|id| self.ids.binary_search(id).ok());
         let hidden: Vec<_> = hidden.collect();
-        let view = WalkView { ids: &self.ids, infos: &infos, seen: &seen, hidden: &hidden };
+        let view = WalkView { ids: &self.ids, infos: &infos, seen: &seen, hidden: &hidden, sees_all: self.sees_all };
         columns.iter_mut().try_for_each(|(_, column)| column.end_walk(walk, &view))?;
         for &index in late.iter().filter(|&&index| seen[index]) {
             columns.iter_mut().for_each(|(_, column)| column.start_here(index));
@@ -217,6 +222,7 @@ impl ProcessTable {
         let mut gone = self.take_ends(observed.ends, began_ns, &seen, &late, walk, columns);
         self.take_overflow(observed.overflow, observed.ends, columns);
         gone.extend(self.time_out(observed.ends, walk.monotonic_ns, columns));
+        late.iter().for_each(|index| self.entries[*index].is_late = false);
         self.walked_ns = walk.boottime_ns;
         self.creators.retain(|_, (_, reads)| {
             *reads += 1;
@@ -253,6 +259,7 @@ impl ProcessTable {
                 id,
                 info: ProcessInfo::default(),
                 phase: Phase::Vanished { since_ns: now_ns },
+                is_late: false,
             });
             match (alive, entry.phase) {
                 (Some((_, info)), _) => {

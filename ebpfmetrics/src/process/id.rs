@@ -22,6 +22,12 @@ impl ProcessId {
     pub fn start_time(&self) -> Duration {
         Duration::from_nanos(self.start_time_ns)
     }
+
+    /// The process by its start time as `/proc` has it, in units of 10 ms.
+    pub(crate) fn rounded_to_ticks(self) -> Self {
+        const TICK_NS: u64 = 10_000_000;
+        Self { start_time_ns: self.start_time_ns / TICK_NS * TICK_NS, ..self }
+    }
 }
 
 /// Prints the pid.

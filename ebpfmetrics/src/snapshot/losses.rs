@@ -67,6 +67,25 @@ pub trait LossCause: Copy + AsRef<str> + 'static {
     fn scope(self) -> LossScope;
 }
 
+/// The causes of a probe that cannot lose anything: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoLoss {}
+
+impl AsRef<str> for NoLoss {
+    fn as_ref(&self) -> &str {
+        match *self {}
+    }
+}
+
+impl LossCause for NoLoss {
+    const PROBE: &'static str = "";
+    const ALL: &'static [Self] = &[];
+
+    fn scope(self) -> LossScope {
+        match self {}
+    }
+}
+
 impl Loss {
     /// Creates a loss from the names of the probe and of the cause.
     pub fn new(

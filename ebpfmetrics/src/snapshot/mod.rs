@@ -17,7 +17,7 @@ mod usage;
 mod window;
 
 pub use delta::{Delta, delta};
-pub use losses::{Loss, LossCause, LossScope, Losses};
+pub use losses::{Loss, LossCause, LossScope, Losses, NoLoss};
 pub use probe_snapshot::{Overflow, ProbeSnapshot};
 pub use process::Process;
 pub use provenance::{Provenance, Source};

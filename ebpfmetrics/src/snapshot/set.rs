@@ -117,9 +117,8 @@ pub(crate) struct TypedPart<U, S> {
     pub(crate) json: Option<Json<U, S>>,
 }
 
-/// How to serialize the figures of a probe.
+/// How the snapshot of a set serializes the figures of a probe.
 #[cfg(feature = "serde")]
-#[doc(hidden)]
 pub struct Json<U, S> {
     usage: for<'a> fn(&'a U, &'a U) -> Box<dyn erased_serde::Serialize + 'a>,
     system: for<'a> fn(&'a S) -> Box<dyn erased_serde::Serialize + 'a>,
@@ -128,7 +127,8 @@ pub struct Json<U, S> {
 #[cfg(feature = "serde")]
 impl<U: serde::Serialize, S: serde::Serialize> Json<U, S> {
     /// By the types' own `Serialize`.
-    pub(crate) fn new() -> Self {
+    #[expect(clippy::new_without_default, reason = "not a value")]
+    pub fn new() -> Self {
         #[derive(serde::Serialize)]
         struct Usage<'a, U> {
             #[serde(flatten)]

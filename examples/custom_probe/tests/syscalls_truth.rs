@@ -5,15 +5,16 @@
 mod support;
 
 use std::{
+    process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use custom_probe::{SyscallProbe, SyscallProcess, SyscallSnapshot, SyscallUsage};
-use ebpfmetrics::{ErrorKind, Probe as _};
+use custom_probe::{SyscallProbe, SyscallSnapshot, SyscallUsage};
+use ebpfmetrics::{ErrorKind, Filter, Probe as _, Process};
 use support::{Caller, Trace, Traced};
 
-fn row(snapshot: &SyscallSnapshot, pid: u32) -> Option<SyscallProcess> {
+fn row(snapshot: &SyscallSnapshot, pid: u32) -> Option<Process<SyscallUsage>> {
     snapshot.processes.iter().rfind(|row| row.id.pid == pid).cloned()
 }
 
@@ -80,7 +81,8 @@ fn final_counts_are_the_tracers() {
     assert_eq!(last.info.comm, "caller");
 }
 
-/// Processes that nobody saw alive are there one by one, or folded, and nothing is lost.
+/// Processes that no snapshot showed alive have a row or are counted together, and nothing
+/// is lost.
 #[test]
 fn short_lives_are_conserved() {
     const LIVES: u64 = 60;
@@ -92,21 +94,71 @@ fn short_lives_are_conserved() {
             caller.work(1, CALLS, 1);
             caller.end();
         }
-        // others end too: those are ours or among the folded
-        let (own, folded, usage) = until(&mut probe, |snapshot| {
+        // others end too: they may take a row
+        let (own, together, usage) = until(&mut probe, |snapshot| {
             let ours = snapshot.processes.iter().filter(|row| row.info.comm == "caller");
             let ended: Vec<_> = ours.filter(|row| row.info.exited).collect();
-            let folded = &snapshot.folded;
-            let all = ended.len() as u64 + folded.processes >= LIVES;
+            let together = &snapshot.overflow;
+            let all = ended.len() as u64 + together.processes >= LIVES;
             let sum: u64 = ended.iter().map(|row| row.usage.calls).sum();
-            all.then(|| (ended.len() as u64, folded.processes, sum + folded.usage.calls))
+            all.then(|| (ended.len() as u64, together.processes, sum + together.usage.calls))
         });
-        assert_eq!(folded > 0, max_exited == 5, "{own} and {folded}");
-        assert!(usage >= (own + folded).min(LIVES) * (CALLS + 1), "{usage} in {own} and {folded}");
+        assert_eq!(together > 0, max_exited == 5, "{own} and {together}");
+        let least = (own + together).min(LIVES) * (CALLS + 1);
+        assert!(usage >= least, "{usage} in {own} and {together}");
     }
 }
 
-/// What finds no room is told.
+/// A process that has made no call that the probe saw has a row with zeros.
+#[test]
+fn a_process_without_counts_has_a_row() {
+    let caller = Caller::start();
+    let mut probe = SyscallProbe::builder().load().unwrap();
+    let row = row(&probe.snapshot().unwrap(), caller.pid()).unwrap();
+    assert_eq!((row.usage, row.total), Default::default());
+}
+
+/// A tree is measured from its start; nothing else is.
+#[test]
+fn a_filter_works_in_the_hooks() {
+    let mut caller = Caller::start();
+    let parent = caller.pid();
+    let filter = Filter::tree(parent);
+    let mut probe = SyscallProbe::builder().filter(filter).load().unwrap();
+    let trace = Trace::start();
+    caller.fork();
+    let threads = caller.work(2, 1000, 10);
+    let traced = trace.read(&threads);
+    let snapshot = probe.snapshot().unwrap();
+    assert_traced(row(&snapshot, caller.pid()).unwrap().usage, traced, &snapshot);
+    assert!(traced.calls >= 2020, "{traced:?}");
+    let pids: Vec<_> = snapshot.processes.iter().map(|row| row.id.pid).collect();
+    assert!(pids.len() == 2 && pids.contains(&parent), "{pids:?}");
+    assert_eq!(snapshot.overflow.usage, SyscallUsage::default());
+}
+
+/// Entries of processes that have ended are deleted, also of those that found no room among
+/// the final records.
+#[test]
+fn a_small_table_serves_many_lives() {
+    for max_ended in [32_768, 1] {
+        let builder = SyscallProbe::builder().processes(256).max_ended(max_ended);
+        let mut probe = builder.filter(Filter::tree(std::process::id())).load().unwrap();
+        let mut calls = 0;
+        for life in 1..=600 {
+            assert!(Command::new("/bin/true").status().unwrap().success());
+            if life % 20 == 0 {
+                let snapshot = probe.reset().unwrap();
+                assert_eq!(snapshot.losses.get("process_table_full"), Some(0), "life {life}");
+                let rows = snapshot.processes.iter().map(|row| row.usage.calls);
+                calls += rows.sum::<u64>() + snapshot.overflow.usage.calls;
+            }
+        }
+        assert!(calls > 600 * 10, "{calls}");
+    }
+}
+
+/// What finds no room is a loss.
 #[test]
 fn a_full_table_is_a_loss() {
     let mut probe = SyscallProbe::builder().processes(1).load().unwrap();
@@ -118,7 +170,7 @@ fn a_full_table_is_a_loss() {
     // of that window alone: what others do in a short one is less, sooner or later
     let deadline = Instant::now() + Duration::from_secs(20);
     while probe.reset().unwrap().losses.total() >= losses.total() {
-        assert!(Instant::now() < deadline, "{losses:?} is told again and again");
+        assert!(Instant::now() < deadline, "{losses:?} is reported again and again");
     }
     let none = SyscallProbe::builder().processes(0).load().unwrap_err();
     assert_eq!(none.kind(), ErrorKind::InvalidOption);
