@@ -1,3 +1,5 @@
+//! Distributions of durations.
+
 use std::{fmt, ops::AddAssign, time::Duration};
 
 use crate::snapshot::Usage;

@@ -22,9 +22,6 @@ pub fn check_option(
     Err(Error::new(ErrorKind::InvalidOption, text))
 }
 
-/// Range of `max_exited`, the number of exited processes that get a row each.
-pub const MAX_EXITED: RangeInclusive<u32> = 0..=1 << 24;
-
 /// Size of a ring buffer unless another is set.
 pub(crate) const RING_BYTES: u32 = 1 << 20;
 
@@ -43,7 +40,7 @@ mod tests {
 
     #[test]
     fn the_error_names_the_range() {
-        assert!(check_option("cpu", "max_exited", 1 << 24, MAX_EXITED).is_ok());
+        assert!(check_option("cpu", "max_exited", 1 << 24, 0..=1 << 24).is_ok());
         let error = check_option("mem", "max_tracked", 0, 1..=5).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         let text = "mem: option max_tracked must be between 1 and 5, got 0";

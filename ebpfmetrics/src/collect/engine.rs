@@ -22,7 +22,7 @@ use crate::{
         ProcessClocksRecord, ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord, ended_flags,
         section_number,
     },
-    snapshot::{Handle, Loss, LossCause, LossScope, Losses, Snapshot, Window},
+    snapshot::{Handle, Loss, LossScope, Losses, Snapshot, Window},
 };
 
 /// The kernel follows 33 tail calls from one program; the walk itself is the first program.

@@ -1,7 +1,7 @@
 //! From walks and final records to rows: one process table per set of probes, with one column
 //! of counters per probe. Knows no probe.
 
-pub mod collector;
+pub(crate) mod collector;
 mod column;
 pub mod counters;
 pub(crate) mod engine;

@@ -5,11 +5,6 @@ pub(crate) fn monotonic_ns() -> u64 {
     nanoseconds(ClockId::Monotonic)
 }
 
-/// `CLOCK_BOOTTIME` in ns, the clock of process start times.
-pub(crate) fn boottime_ns() -> u64 {
-    nanoseconds(ClockId::Boottime)
-}
-
 /// CPU time of the calling thread. Reading it makes the scheduler update the accounting of
 /// this CPU; callers use it for that side effect.
 pub(crate) fn thread_cpu_time_ns() -> u64 {

@@ -6,7 +6,7 @@ use self::btf::Btf;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) mod btf;
-pub mod checks;
+pub(crate) mod checks;
 mod clocks;
 mod contents;
 mod cpus;
@@ -16,7 +16,7 @@ mod requirements;
 mod tracefs;
 
 pub(crate) use self::{
-    clocks::{boottime_ns, monotonic_ns, thread_cpu_time_ns},
+    clocks::{monotonic_ns, thread_cpu_time_ns},
     contents::{Contents, trim_heap},
     cpus::{online_cpus, possible_cpus},
     descriptors::{fd_info, wait_readable},

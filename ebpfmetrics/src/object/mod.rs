@@ -14,6 +14,7 @@ mod ring;
 mod statistics;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
 mod types;
 mod verifier_error;
 
@@ -21,6 +22,7 @@ pub(crate) use self::{
     bpf::{map_ids, program_ids},
     ring::Ring,
     statistics::enable_statistics,
-    types::{enumerators, layout},
 };
+#[cfg(test)]
+pub(crate) use self::types::enumerators;
 pub use self::{loader::ObjectLoader, map_handle::MapHandle, object::Object};

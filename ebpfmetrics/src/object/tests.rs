@@ -256,14 +256,6 @@ fn missing_programs_and_hooks_are_named() {
 }
 
 #[test]
-fn types_of_an_object_are_read_from_its_btf() {
-    let (size, members) = layout(ebpf_probes::PROCESS, "process_key").unwrap();
-    assert_eq!(size, 16);
-    assert_eq!(members[1], ("tgid".to_owned(), 8));
-    assert!(layout(ebpf_probes::PROCESS, "no_such_struct").is_none());
-}
-
-#[test]
 fn an_iterator_continues_with_that_of_another_object() {
     let kernel = Kernel::read().unwrap();
     let [mut first, mut second] = [1_u16, 2].map(|stream| {

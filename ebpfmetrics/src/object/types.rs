@@ -2,11 +2,6 @@
 
 use crate::kernel::btf::Btf;
 
-/// Size of a struct, and its members with their offsets in bytes.
-pub(crate) fn layout(object: &[u8], name: &str) -> Option<(usize, Vec<(String, usize)>)> {
-    btf(object)?.layout(name)
-}
-
 /// Names and values of an enum.
 pub(crate) fn enumerators(object: &[u8], name: &str) -> Option<Vec<(String, u32)>> {
     btf(object)?.enumerators(name)

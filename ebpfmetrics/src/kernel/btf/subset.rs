@@ -4,7 +4,7 @@ use std::{collections::HashSet, ops::Deref};
 
 use super::{
     Btf, HEADER,
-    types::{Need, TYPE, Type},
+    types::Need,
 };
 
 impl<B: Deref<Target = [u8]>> Btf<B> {
