@@ -2,11 +2,12 @@
 //! of `union bpf_attr`, each up to the last field that this crate uses and that Linux 5.10 has.
 
 use std::{
-    collections::BTreeSet,
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
+#[cfg(feature = "conformance")]
+pub(super) mod ids;
 pub(super) mod map;
 pub(super) mod program;
 
@@ -19,7 +20,9 @@ pub(super) enum Command {
     MapDelete = 3,
     ProgramLoad = 5,
     ProgramTestRun = 10,
+    #[cfg(feature = "conformance")]
     ProgramNextId = 11,
+    #[cfg(feature = "conformance")]
     MapNextId = 12,
     ObjectInfo = 15,
     RawTracepointOpen = 17,
@@ -62,38 +65,6 @@ fn open(command: Command, attr: &mut impl Attr) -> io::Result<OwnedFd> {
     #[expect(unsafe_code, reason = "the system call returns a number")]
     // SAFETY: the kernel has just opened it for this process; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct NextId {
-    start_id: u32,
-    next_id: u32,
-    open_flags: u32,
-    padding: u32,
-}
-
-impl Attr for NextId {}
-
-/// Ids of the programs in the kernel. Does not open them: an open descriptor would keep a
-/// program from being freed.
-pub(crate) fn program_ids() -> BTreeSet<u32> {
-    ids(Command::ProgramNextId)
-}
-
-/// Ids of the maps in the kernel.
-pub(crate) fn map_ids() -> BTreeSet<u32> {
-    ids(Command::MapNextId)
-}
-
-fn ids(next: Command) -> BTreeSet<u32> {
-    let mut attr = NextId::default();
-    let mut ids = BTreeSet::new();
-    while call(next, &mut attr).is_ok() {
-        ids.insert(attr.next_id);
-        attr.start_id = attr.next_id;
-    }
-    ids
 }
 
 #[repr(C)]
