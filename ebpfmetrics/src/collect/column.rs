@@ -65,6 +65,15 @@ pub(crate) trait Column: Any + Send {
     fn as_any(&self) -> &dyn Any;
 }
 
+/// The probes of a set by the number of their handle, in the order in which they were added.
+pub(crate) type Columns = Vec<(u64, Box<dyn Column>)>;
+
+/// Whether a record is about the machine and not about a task.
+pub(super) fn is_system_record(columns: &Columns, head: RecordHead) -> bool {
+    let column = columns.iter().find(|(_, column)| column.section() == head.section);
+    column.is_some_and(|(_, column)| column.is_system_record(head.kind))
+}
+
 /// Where a row of a snapshot comes from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowSource {
