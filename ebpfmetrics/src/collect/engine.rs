@@ -436,19 +436,18 @@ pub(super) fn assemble(
 ) -> Snapshot {
     let late: BTreeSet<ProcessId> =
         columns.iter().flat_map(|(_, column)| column.late_processes()).collect();
-    let mut rows: Vec<_> =
-        table.rows().map(|(index, id, info)| (id, info, RowSource::Entry(index))).collect();
-    let known = rows.len();
+    let most = table.ids().len() + late.len();
+    let (mut rows, mut sources) = (Vec::with_capacity(most), Vec::with_capacity(most));
+    for (index, id, info) in table.rows() {
+        rows.push((id, info));
+        sources.push(RowSource::Entry(index));
+    }
     for id in late {
-        if rows[..known].binary_search_by_key(&id, |(id, ..)| *id).is_err() {
-            rows.push((id, table.info(id), RowSource::Late(id)));
+        if let Err(place) = rows.binary_search_by_key(&id, |(id, _)| *id) {
+            rows.insert(place, (id, table.info(id)));
+            sources.insert(place, RowSource::Late(id));
         }
     }
-    if rows.len() > known {
-        rows.sort_by_key(|(id, ..)| *id);
-    }
-    let sources: Vec<_> = rows.iter().map(|(.., source)| *source).collect();
-    let rows = rows.into_iter().map(|(id, info, _)| (id, info)).collect();
     let part = |(id, column): &(u64, Box<dyn Column>)| {
         (*id, column.part(&sources, table.ids(), window.end_ns))
     };

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::{
     collector::{Task, WalkTimes},
-    column::{Column, WalkView},
+    column::{Column, Places, WalkView},
     walk::{End, RecordBuffer, Walked},
 };
 use crate::{
@@ -50,6 +50,14 @@ struct Entry {
     id: ProcessId,
     info: ProcessInfo,
     phase: Phase,
+}
+
+impl Entry {
+    /// The walk shows the process.
+    fn show(&mut self, info: ProcessInfo) {
+        self.info = ProcessInfo { creator: self.info.creator, ..info };
+        self.phase = Phase::Alive;
+    }
 }
 
 /// What a read of the kernel showed.
@@ -194,15 +202,15 @@ impl ProcessTable {
             ends.filter(|end| !is_first && end.id.start_time_ns >= began_ns)
         };
         let walked = observed.walked.processes.iter().filter(|(id, _)| in_time(id)).copied();
-        let (from, seen) = self.merge(walked, ends().map(|end| end.id), walk.monotonic_ns);
+        let (places, seen) = self.merge(walked, ends().map(|end| end.id), walk.monotonic_ns);
         let came_late = |id: &ProcessId, walked_ns| {
             self.admits_late && !is_first && id.start_time_ns + STARTING_NS < walked_ns
         };
-        let late: Vec<usize> = (from.iter().enumerate())
-            .filter(|(index, from)| from.is_none() && came_late(&self.ids[*index], self.walked_ns))
-            .map(|(index, _)| index)
+        let late: Vec<usize> = (places.from.iter().zip(places.kept..))
+            .filter(|(from, index)| from.is_none() && came_late(&self.ids[*index], self.walked_ns))
+            .map(|(_, index)| index)
             .collect();
-        columns.iter_mut().for_each(|(_, column)| column.place(&from));
+        columns.iter_mut().for_each(|(_, column)| column.place(&places));
 
         self.dispatch(observed.walked, observed.buffer, walk, columns)?;
         let infos: Vec<_> = self.entries.iter().map(|entry| entry.info).collect();
@@ -232,35 +240,44 @@ impl ProcessTable {
         walked: impl Iterator<Item = (ProcessId, ProcessInfo)>,
         ends: impl Iterator<Item = ProcessId>,
         now_ns: u64,
-    ) -> (Vec<Option<usize>>, Vec<bool>) {
-        let before = std::mem::take(&mut self.entries);
-        let mut before = before.into_iter().enumerate().peekable();
+    ) -> (Places, Vec<bool>) {
         let (mut walked, mut ends) = (walked.peekable(), ends.peekable());
-        let (mut from, mut seen) = (Vec::new(), Vec::new());
+        let mut seen = Vec::with_capacity(self.entries.len());
+        // Most processes were here before, and new ones have the highest pids.
+        for entry in &mut self.entries {
+            if ends.peek().is_some_and(|end| *end <= entry.id) {
+                break;
+            }
+            let Some((_, info)) = walked.next_if(|(id, _)| *id == entry.id) else { break };
+            entry.show(info);
+            if let Some((creator, _)) = self.creators.remove(&entry.id) {
+                entry.info.creator = Some(creator);
+            }
+            seen.push(true);
+        }
+        let kept = seen.len();
+        let before = self.entries.split_off(kept);
+        let mut before = before.into_iter().zip(kept..).peekable();
+        let mut from = Vec::new();
         loop {
             let ids = [
-                before.peek().map(|(_, entry)| entry.id),
+                before.peek().map(|(entry, _)| entry.id),
                 walked.peek().map(|(id, _)| *id),
                 ends.peek().copied(),
             ];
             let Some(id) = ids.into_iter().flatten().min() else { break };
-            let known = before.next_if(|(_, entry)| entry.id == id);
+            let known = before.next_if(|(entry, _)| entry.id == id);
             let alive = walked.next_if(|(walked, _)| *walked == id);
             while ends.next_if(|end| *end == id).is_some() {}
-            from.push(known.as_ref().map(|(index, _)| *index));
+            from.push(known.as_ref().map(|(_, index)| *index));
             seen.push(alive.is_some());
-            let mut entry = known.map(|(_, entry)| entry).unwrap_or_else(|| Entry {
+            let mut entry = known.map(|(entry, _)| entry).unwrap_or_else(|| Entry {
                 id,
                 info: ProcessInfo::default(),
                 phase: Phase::Vanished { since_ns: now_ns },
             });
             match (alive, entry.phase) {
-                (Some((_, info)), _) => {
-                    let creator = entry.info.creator;
-                    entry.info = info;
-                    entry.info.creator = creator;
-                    entry.phase = Phase::Alive;
-                }
+                (Some((_, info)), _) => entry.show(info),
                 (None, Phase::Alive) => entry.phase = Phase::Vanished { since_ns: now_ns },
                 (None, _) => {}
             }
@@ -269,9 +286,9 @@ impl ProcessTable {
             }
             self.entries.push(entry);
         }
-        self.ids.clear();
-        self.ids.extend(self.entries.iter().map(|entry| entry.id));
-        (from, seen)
+        self.ids.truncate(kept);
+        self.ids.extend(self.entries[kept..].iter().map(|entry| entry.id));
+        (Places { kept, from }, seen)
     }
 
     /// Gives the records of a walk to the columns.
@@ -490,7 +507,8 @@ impl ProcessTable {
         if !gone.is_empty() {
             self.ids.clear();
             self.ids.extend(self.entries.iter().map(|entry| entry.id));
-            columns.iter_mut().for_each(|(_, column)| column.place(&from));
+            let places = Places { kept: 0, from };
+            columns.iter_mut().for_each(|(_, column)| column.place(&places));
         }
         gone
     }
