@@ -53,10 +53,16 @@ struct Entry {
 }
 
 impl Entry {
-    /// The walk shows the process.
-    fn show(&mut self, info: ProcessInfo) {
-        self.info = ProcessInfo { creator: self.info.creator, ..info };
-        self.phase = Phase::Alive;
+    /// Takes in what a walk shows of the process, if it does.
+    fn follow(&mut self, alive: Option<ProcessInfo>, now_ns: u64) {
+        match (alive, self.phase) {
+            (Some(info), _) => {
+                self.info = ProcessInfo { creator: self.info.creator, ..info };
+                self.phase = Phase::Alive;
+            }
+            (None, Phase::Alive) => self.phase = Phase::Vanished { since_ns: now_ns },
+            (None, _) => {}
+        }
     }
 }
 
@@ -80,6 +86,8 @@ pub(super) struct ProcessTable {
     entries: Vec<Entry>,
     /// The ids alone, for the columns.
     ids: Vec<ProcessId>,
+    /// What is known of them, for the columns; its memory is kept from walk to walk.
+    infos: Vec<ProcessInfo>,
     max_exited: usize,
     /// Rows of ended processes in this window.
     exited_rows: usize,
@@ -129,6 +137,7 @@ impl ProcessTable {
         Self {
             entries: Vec::new(),
             ids: Vec::new(),
+            infos: Vec::new(),
             max_exited,
             exited_rows: 0,
             admits_late,
@@ -213,10 +222,11 @@ impl ProcessTable {
         columns.iter_mut().for_each(|(_, column)| column.place(&places));
 
         self.dispatch(observed.walked, observed.buffer, walk, columns)?;
-        let infos: Vec<_> = self.entries.iter().map(|entry| entry.info).collect();
+        self.infos.clear();
+        self.infos.extend(self.entries.iter().map(|entry| entry.info));
         let hidden = observed.hidden.iter().filter_map(|id| self.ids.binary_search(id).ok());
         let hidden: Vec<_> = hidden.collect();
-        let view = WalkView { ids: &self.ids, infos: &infos, seen: &seen, hidden: &hidden };
+        let view = WalkView { ids: &self.ids, infos: &self.infos, seen: &seen, hidden: &hidden };
         columns.iter_mut().try_for_each(|(_, column)| column.end_walk(walk, &view))?;
         for &index in late.iter().filter(|&&index| seen[index]) {
             columns.iter_mut().for_each(|(_, column)| column.start_here(index));
@@ -243,17 +253,20 @@ impl ProcessTable {
     ) -> (Places, Vec<bool>) {
         let (mut walked, mut ends) = (walked.peekable(), ends.peekable());
         let mut seen = Vec::with_capacity(self.entries.len());
-        // Most processes were here before, and new ones have the highest pids.
+        // Up to the first new process every entry stays in its place.
         for entry in &mut self.entries {
-            if ends.peek().is_some_and(|end| *end <= entry.id) {
+            let is_new = walked.peek().is_some_and(|(id, _)| *id < entry.id)
+                || ends.peek().is_some_and(|end| *end < entry.id);
+            if is_new {
                 break;
             }
-            let Some((_, info)) = walked.next_if(|(id, _)| *id == entry.id) else { break };
-            entry.show(info);
+            let alive = walked.next_if(|(id, _)| *id == entry.id);
+            while ends.next_if(|end| *end == entry.id).is_some() {}
+            seen.push(alive.is_some());
+            entry.follow(alive.map(|(_, info)| info), now_ns);
             if let Some((creator, _)) = self.creators.remove(&entry.id) {
                 entry.info.creator = Some(creator);
             }
-            seen.push(true);
         }
         let kept = seen.len();
         let before = self.entries.split_off(kept);
@@ -276,11 +289,7 @@ impl ProcessTable {
                 info: ProcessInfo::default(),
                 phase: Phase::Vanished { since_ns: now_ns },
             });
-            match (alive, entry.phase) {
-                (Some((_, info)), _) => entry.show(info),
-                (None, Phase::Alive) => entry.phase = Phase::Vanished { since_ns: now_ns },
-                (None, _) => {}
-            }
+            entry.follow(alive.map(|(_, info)| info), now_ns);
             if let Some((creator, _)) = self.creators.remove(&id) {
                 entry.info.creator = Some(creator);
             }
