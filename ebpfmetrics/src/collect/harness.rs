@@ -72,8 +72,7 @@ impl Harness {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let window =
-            Window { start_ns: self.window_start_ns, end_ns: self.walked.monotonic_ns };
+        let window = Window { start_ns: self.window_start_ns, end_ns: self.walked.monotonic_ns };
         assemble(window, &self.table, &self.columns, Losses::default())
     }
 
