@@ -1,6 +1,6 @@
-//! What an agent costs that reads all of CPU, memory and disk once a second: alone with
-//! many processes that sleep, and in a storm of processes that live for an instant.
-#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+//! Cost of an agent that reads CPU, memory and disk once a second: with many sleeping
+//! processes, and while many short processes start and end.
+#![expect(clippy::print_stdout, reason = "a bench prints its results")]
 
 mod support;
 
@@ -10,12 +10,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use ebpfmetrics::{
-    CpuProbe, DiskProbe, Intervals, Joined, Kernel, MemProbe, Probe, Snapshot as _, Statistics,
-};
-use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve, swarm};
-
-type Agent = Joined<(CpuProbe, MemProbe, DiskProbe)>;
+use ebpfmetrics::{CpuProbe, DiskProbe, Intervals, Kernel, MemProbe, Probe as _, ProbeSet};
+use support::{Helper, Quartiles, Role, Statistics, process_cpu_ns, role, serve, swarm};
 
 const EVERY: Duration = Duration::from_secs(1);
 const INTERVALS: usize = 15;
@@ -31,7 +27,7 @@ fn main() -> Result<()> {
 
 fn bench() -> Result<()> {
     let mut swarm = Helper::start("swarm")?;
-    println!("CPU, memory and disk joined, each second; medians (quartiles) of {INTERVALS}");
+    println!("CPU, memory and disk in one set, each second; medians (quartiles) of {INTERVALS}");
     for sleepers in [0, 1_000, 10_000] {
         let _pids: [u32; 2] = swarm.ask(sleepers)?;
         let mut agent = load()?.intervals(EVERY);
@@ -43,23 +39,23 @@ fn bench() -> Result<()> {
     Ok(())
 }
 
-fn load() -> Result<Agent> {
+fn load() -> Result<ProbeSet> {
     let kernel = Kernel::read()?;
-    let probes = (
-        CpuProbe::builder().load_on(&kernel)?,
-        MemProbe::builder().load_on(&kernel)?,
-        DiskProbe::builder().load_on(&kernel)?,
-    );
-    Ok(Joined::new(probes)?)
+    let mut probes = ProbeSet::builder().build_on(&kernel)?;
+    probes.add_on(CpuProbe::builder(), &kernel)?;
+    probes.add_on(MemProbe::builder(), &kernel)?;
+    probes.add_on(DiskProbe::builder(), &kernel)?;
+    probes.reset()?;
+    Ok(probes)
 }
 
-fn quiet(agent: &mut Intervals<Agent>) -> Result<()> {
+fn quiet(agent: &mut Intervals<ProbeSet>) -> Result<()> {
     let mut times = Vec::new();
     let mut rows = 0;
     for _ in 0..INTERVALS {
         let before = process_cpu_ns();
         let interval = agent.next().context("no end")??;
-        rows = interval.snapshot.processes().count();
+        rows = interval.snapshot.processes().len();
         times.push((process_cpu_ns() - before) as f64 / 1e6);
     }
     let time = Quartiles::of(times);
@@ -67,14 +63,17 @@ fn quiet(agent: &mut Intervals<Agent>) -> Result<()> {
     Ok(())
 }
 
-fn in_a_storm(mut agent: Intervals<Agent>) -> Result<()> {
+fn in_a_storm(mut agent: Intervals<ProbeSet>) -> Result<()> {
     let statistics = Statistics::enable()?;
     let mut storm = Helper::start("storm")?;
     let (mut times, mut ended, mut lost) = (Vec::new(), 0, 0);
     agent.next().context("no end")??;
-    let programs = |agent: &mut Intervals<Agent>| -> Result<f64> {
+    let programs = |agent: &mut Intervals<ProbeSet>| -> Result<f64> {
         let cost = agent.probe().cost()?;
-        let events = cost.programs.iter().filter(|program| !program.program.contains("_tasks"));
+        let events = cost
+            .programs
+            .iter()
+            .filter(|it| !it.program.starts_with("process_walk") && it.program != "process_ends");
         Ok(events.map(|program| program.run_time.as_nanos() as f64).sum())
     };
     let before = programs(&mut agent)?;
@@ -83,10 +82,10 @@ fn in_a_storm(mut agent: Intervals<Agent>) -> Result<()> {
     while !storming.is_finished() {
         let before = process_cpu_ns();
         let interval = agent.next().context("no end")??;
-        let cpu = &interval.snapshot.parts.0;
-        ended += cpu.processes.iter().filter(|row| row.info.exited).count() as u64;
-        ended += cpu.folded.processes;
-        lost += interval.snapshot.losses().total();
+        let snapshot = &interval.snapshot;
+        ended += snapshot.processes().filter(|process| process.info.exited).count() as u64;
+        ended += snapshot.overflow_processes();
+        lost += snapshot.losses.total();
         times.push((process_cpu_ns() - before) as f64 / 1e6);
     }
     let [forks, spent_ns] = storming.join().expect("it does not panic")?;
@@ -97,7 +96,7 @@ fn in_a_storm(mut agent: Intervals<Agent>) -> Result<()> {
     let resident = procfs::process::Process::myself()?.status()?.vmrss.unwrap_or_default();
     println!(
         "  storm of {forks} processes, {:.0} us of CPU time each: programs {:.2} us each; {ended} \
-         ends told, {lost} losses; reading {time:.2} ms, {:.2} % of one CPU",
+         ends reported, {lost} losses; reading {time:.2} ms, {:.2} % of one CPU",
         spent_ns as f64 / forks as f64 / 1e3,
         (after - before) / forks as f64 / 1e3,
         time.median() / 10.0,

@@ -1,22 +1,25 @@
-//! What it takes to have the probe: the time to load and attach it, the memory
-//! of the process that holds it, and that of its maps in the kernel.
+//! Cost of having the probe: the time to load and attach it, the memory of the process
+//! that holds it, and that of its maps in the kernel.
 //!
 //! Every sample is a process of its own, as a program loads its probes once.
-#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+#![expect(clippy::print_stdout, reason = "a bench prints its results")]
 
 mod support;
 
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use ebpfmetrics::{CpuAccounting, CpuProbe, Kernel, MemProbe, Probe as _};
+use ebpfmetrics::{
+    CpuProbe, Kernel, MemProbe, Probe as _, ProbeSet,
+    cpu::{CpuAccounting, CpuProbeBuilder},
+};
 use procfs::process::Process;
 use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve};
 
 const SAMPLES: usize = 21;
 
-/// What a sample tells, with its target if it has one.
-const FIGURES: [(&str, &str); 12] = [
+/// The figures of a sample, with a target if there is one.
+const FIGURES: [(&str, &str); 13] = [
     ("load and attach, wall", "ms, target 100"),
     ("load and attach, CPU", "ms"),
     ("  of it reading the kernel's BTF", "ms"),
@@ -25,6 +28,7 @@ const FIGURES: [(&str, &str); 12] = [
     ("a second probe on the same Kernel, CPU", "ms"),
     ("three probes on one Kernel, CPU", "ms, target 100"),
     ("one of each kind on one Kernel, CPU", "ms, target 100"),
+    ("a set of both on the same Kernel, CPU", "ms"),
     ("resident memory before", "MiB"),
     ("resident memory with the probe", "MiB, target 12"),
     ("  highest while loading", "MiB"),
@@ -89,8 +93,12 @@ fn load(accounting: CpuAccounting) -> Result<()> {
         let kernel = Kernel::read()?;
         let cpu = builder.clone().load_on(&kernel)?;
         let mem = MemProbe::builder().load_on(&kernel)?;
-        drop(kernel);
         let each_ms = (process_cpu_ns() - before) as f64 / 1e6;
+
+        let before = process_cpu_ns();
+        let set = load_set(builder.clone(), &kernel)?;
+        let set_ms = (process_cpu_ns() - before) as f64 / 1e6;
+        drop(kernel);
 
         let snapshot = probe.snapshot()?;
         ensure!(
@@ -98,7 +106,7 @@ fn load(accounting: CpuAccounting) -> Result<()> {
             "the probe does not count: its time means nothing"
         );
         let map_mib = probe.health()?.map_bytes as f64 / f64::from(1 << 20);
-        drop((first, second, third, cpu, mem));
+        drop((first, second, third, cpu, mem, set));
         let part = |from: usize, to: usize| (moments[to] - moments[from]) as f64 / 1e6;
         let figures: [f64; FIGURES.len()] = [
             wall_ms,
@@ -109,6 +117,7 @@ fn load(accounting: CpuAccounting) -> Result<()> {
             second_ms,
             three_ms,
             each_ms,
+            set_ms,
             before_mib,
             resident_mib,
             highest_mib,
@@ -116,6 +125,13 @@ fn load(accounting: CpuAccounting) -> Result<()> {
         ];
         Ok(figures.map(|figure| figure.to_string()).join(" "))
     })
+}
+
+fn load_set(cpu: CpuProbeBuilder, kernel: &Kernel) -> Result<ProbeSet> {
+    let mut set = ProbeSet::builder().build_on(kernel)?;
+    set.add_on(cpu, kernel)?;
+    set.add_on(MemProbe::builder(), kernel)?;
+    Ok(set)
 }
 
 /// Resident memory now and at its highest.

@@ -3,7 +3,7 @@
 //!
 //! Times are CPU times of those programs: what the hooks take is charged to them,
 //! what else the machine does is not.
-#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+#![expect(clippy::print_stdout, reason = "a bench prints its results")]
 
 mod support;
 
@@ -16,8 +16,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use ebpfmetrics::{Kernel, Probe as _, SlabProbe, SlabProbeBuilder, Statistics};
-use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve};
+use ebpfmetrics::{Kernel, Probe as _, SlabProbe, slab::SlabProbeBuilder};
+use support::{Helper, Quartiles, Role, Statistics, process_cpu_ns, role, serve};
 
 const ROUNDS: usize = 21;
 /// The best of these counts: other work on the machine can only disturb.
@@ -224,7 +224,7 @@ fn events(probe: &mut SlabProbe, helper: &mut Helper, least: u64) -> Result<f64>
     probe.reset()?;
     let [_, pid] = helper.ask::<u64, 2>(OPERATIONS)?;
     let snapshot = probe.snapshot()?;
-    let usage = snapshot.process(pid as u32).context("no row")?.usage;
+    let usage = &snapshot.process(pid as u32).context("no row")?.usage;
     let expected = least * OPERATIONS as u64;
     ensure!(usage.allocations >= expected, "{usage:?}, not {expected} allocations");
     Ok((usage.allocations + usage.frees) as f64 / OPERATIONS as f64)

@@ -1,15 +1,13 @@
-//! What one reading of all processes costs, in CPU time: snapshots of the probes
-//! beside the crates that read `/proc`, in turns, with many processes alive.
-#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+//! CPU time of one reading of all processes: snapshots of the probes beside the crates
+//! that read `/proc`, in turns, with many processes alive.
+#![expect(clippy::print_stdout, reason = "a bench prints its results")]
 
 mod support;
 
 use std::{cell::RefCell, collections::HashSet, hint::black_box, rc::Rc};
 
 use anyhow::{Result, ensure};
-use ebpfmetrics::{
-    AnyProbe, CpuProbe, Joined, Kernel, MemProbe, Probe, ProcessRow as _, ProcessRows,
-};
+use ebpfmetrics::{CpuProbe, Kernel, MemProbe, Probe, ProbeSet, snapshot::Rows};
 use procfs::Current as _;
 use support::{Helper, Quartiles, Role, process_cpu_ns, role, swarm};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
@@ -69,39 +67,33 @@ fn bench() -> Result<()> {
     Ok(())
 }
 
-/// Someone who reads what `name` says of all processes, with their names, and tells
-/// whom they saw.
+/// Reads what `name` says of all processes, with their names, and returns their pids.
 struct Reader {
     name: &'static str,
     read: Box<dyn FnMut() -> Result<Vec<u32>>>,
 }
 
 /// Reads a probe, which others may read too.
-fn read<P: Probe<Snapshot: ProcessRows>>(probe: &Rc<RefCell<P>>) -> Result<Vec<u32>> {
+fn read<P: Probe<Snapshot: Rows>>(probe: &Rc<RefCell<P>>) -> Result<Vec<u32>> {
     let snapshot = black_box(probe.borrow_mut().snapshot()?);
-    Ok(snapshot.rows().iter().map(|row| row.id().pid).collect())
+    Ok(snapshot.rows().map(|row| row.id.pid).collect())
 }
 
 fn readers() -> Result<Vec<Reader>> {
     let kernel = Kernel::read()?;
-    let load = || -> Result<_> {
-        let cpu = CpuProbe::builder().load_on(&kernel)?;
-        Ok((cpu, MemProbe::builder().load_on(&kernel)?))
-    };
-    let mut joined = Joined::new(load()?)?;
-    let (cpu, mem) = load()?;
-    let mut set = Joined::new(vec![AnyProbe::new(cpu), AnyProbe::new(mem)])?;
-    let (cpu, mem) = load()?;
-    let (cpu, mem) = (Rc::new(RefCell::new(cpu)), Rc::new(RefCell::new(mem)));
+    let mut set = ProbeSet::builder().build_on(&kernel)?;
+    set.add_on(CpuProbe::builder(), &kernel)?;
+    set.add_on(MemProbe::builder(), &kernel)?;
+    let mut empty = ProbeSet::builder().build_on(&kernel)?;
+    let cpu = Rc::new(RefCell::new(CpuProbe::builder().load_on(&kernel)?));
+    let mem = Rc::new(RefCell::new(MemProbe::builder().load_on(&kernel)?));
     let (cpu_alone, mem_alone) = (Rc::clone(&cpu), Rc::clone(&mem));
-    let joined = move || {
-        let snapshot = black_box(joined.snapshot()?);
-        Ok(snapshot.processes().map(|process| process.id.pid).collect())
-    };
-    let set = move || {
+    let read_set = |set: &mut ProbeSet| -> Result<Vec<u32>> {
         let snapshot = black_box(set.snapshot()?);
         Ok(snapshot.processes().map(|process| process.id.pid).collect())
     };
+    let set = move || read_set(&mut set);
+    let empty = move || read_set(&mut empty);
     let separately = move || {
         read(&cpu)?;
         read(&mem)
@@ -113,8 +105,8 @@ fn readers() -> Result<Vec<Reader>> {
         Ok(system.processes().keys().map(|pid| pid.as_u32()).collect())
     };
     Ok(vec![
-        Reader { name: "CpuProbe and MemProbe, joined", read: Box::new(joined) },
-        Reader { name: "the same, as a set of AnyProbe", read: Box::new(set) },
+        Reader { name: "a set of CpuProbe and MemProbe", read: Box::new(set) },
+        Reader { name: "a set without probes", read: Box::new(empty) },
         Reader { name: "both, read separately", read: Box::new(separately) },
         Reader { name: "CpuProbe", read: Box::new(move || read(&cpu_alone)) },
         Reader { name: "MemProbe", read: Box::new(move || read(&mem_alone)) },

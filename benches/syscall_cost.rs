@@ -2,7 +2,7 @@
 //! a program that makes the cheapest of calls, in turns without and with a watcher.
 //!
 //! Times are CPU times of that program.
-#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+#![expect(clippy::print_stdout, reason = "a bench prints its results")]
 
 mod support;
 
@@ -11,9 +11,9 @@ use std::{fmt, process};
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use custom_probe::SyscallProbe;
-use ebpfmetrics::{Kernel, Probe as _, Statistics};
+use ebpfmetrics::{Kernel, Probe as _};
 use support::{
-    Helper, Quartiles, Role, process_cpu_ns, role, serve,
+    Helper, Quartiles, Role, Statistics, process_cpu_ns, role, serve,
     tools::{CLANG, empty, is_there, programs_of},
 };
 
@@ -158,7 +158,7 @@ fn counts(probe: &mut SyscallProbe, helper: &mut Helper) -> Result<()> {
     probe.reset()?;
     let [_] = helper.ask::<u64, 1>(CALLS)?;
     let snapshot = probe.snapshot()?;
-    let row = snapshot.processes.iter().rfind(|row| row.id.pid == helper.pid());
+    let row = snapshot.process(helper.pid());
     let calls = row.context("no row")?.usage.calls;
     ensure!(calls >= CALLS as u64, "{calls} calls, not {CALLS}");
     Ok(())

@@ -1,7 +1,7 @@
 //! What a block I/O costs with the disk probe, beside other watchers of block I/O:
 //! fio's random reads of 4 KiB on a loop device whose file lies in memory, 64 at a
 //! time.
-#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+#![expect(clippy::print_stdout, reason = "a bench prints its results")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -10,9 +10,8 @@ mod watcher;
 use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use ebpfmetrics::Statistics;
 use ebpfmetrics_suite::LoopDevice;
-use support::{Quartiles, Role, role, tools::is_there};
+use support::{Quartiles, Role, Statistics, role, tools::is_there};
 use watcher::{Kind, Watcher};
 
 const ROUNDS: usize = 11;

@@ -144,7 +144,7 @@ impl Watcher {
         probe.reset()?;
         let run = fio()?;
         let snapshot = probe.snapshot()?;
-        let counted = snapshot.device(device).map_or(0, |device| device.usage.reads);
+        let counted = snapshot.system.device(device).map_or(0, |device| device.usage.reads);
         let by_fio = snapshot.processes.iter().filter(|row| row.info.comm == "fio");
         let charged: u64 = by_fio.map(|row| row.usage.total.reads).sum();
         let share = |reads: u64| reads as f64 / run.reads as f64;

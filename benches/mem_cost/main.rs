@@ -4,7 +4,7 @@
 //! Times are CPU times of the process that works and of those that it starts: what
 //! the programs at the tracepoints take is charged to them, what else the machine
 //! does is not.
-#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+#![expect(clippy::print_stdout, reason = "a bench prints its results")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -19,8 +19,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use ebpfmetrics::{MemProcess, MemSnapshot, ProcessId, Statistics};
-use support::{Quartiles, Role, role};
+use ebpfmetrics::{MemUsage, Process, ProcessId, mem::MemSnapshot};
+use support::{Quartiles, Role, Statistics, role};
 use watcher::{Kind, Programs, Watcher, Watchers};
 use work::{Run, Work, Worker};
 
@@ -174,7 +174,7 @@ fn watched(watcher: &mut Watcher, worker: &mut Worker) -> Result<f64> {
 
 /// What the probe tells of a worker and of all that it started.
 struct Seen<'a> {
-    worker: &'a MemProcess,
+    worker: &'a Process<MemUsage>,
     children: u64,
     child_faults: u64,
 }
@@ -260,7 +260,7 @@ fn shares(watcher: &Watcher, worker: &mut Worker) -> Result<BTreeMap<String, Sha
 
 /// How many processes have been released; any number if the watcher does not look.
 fn released(before: &Programs, after: &Programs) -> u64 {
-    const RELEASE: &str = "mem_free";
+    const RELEASE: &str = "process_on_release";
     let runs = |programs: &Programs| programs.get(RELEASE).map(|program| program.runs);
     runs(after).zip(runs(before)).map_or(u64::MAX, |(after, before)| after - before)
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt, process::Command, time::Duration};
 
 use anyhow::Result;
 use aya::Ebpf;
-use ebpfmetrics::{CpuProbe, Events, Joined, Kernel, MemPeaks, MemProbe, MemSnapshot, Probe as _};
+use ebpfmetrics::{
+    CpuProbe, Events, Handle, Kernel, MemProbe, MemUsage, Probe as _, ProbeSet,
+    mem::{MemPeaks, MemSnapshot, MemSystem},
+};
 
 use crate::support::{CLANG, Empty};
 
@@ -22,8 +25,8 @@ pub(crate) enum Kind {
     Resident,
     /// Neither: gauges and faults, which need the ends of processes only.
     Ends,
-    /// All probes as they are unless told otherwise, read together.
-    Joined,
+    /// A set of two probes with default options.
+    Set,
     /// Events of processes that hold more than nobody does.
     Threshold,
     /// Programs that do nothing, where those of the default are.
@@ -39,7 +42,7 @@ impl fmt::Display for Kind {
             Self::Space => "MemProbe, peaks off",
             Self::Resident => "MemProbe, address space off",
             Self::Ends => "MemProbe, both off",
-            Self::Joined => "CpuProbe and MemProbe, joined",
+            Self::Set => "CpuProbe and MemProbe in a set",
             Self::Threshold => "Events, a memory threshold",
             Self::Empty => "empty tp_btf programs",
         })
@@ -68,7 +71,7 @@ impl Watchers {
             Kind::Space,
             Kind::Resident,
             Kind::Ends,
-            Kind::Joined,
+            Kind::Set,
             Kind::Threshold,
         ];
         match self.empty {
@@ -91,10 +94,11 @@ impl Watchers {
             (Kind::Space, _) => probe(MemPeaks::Off, true),
             (Kind::Resident, _) => probe(MemPeaks::Folded, false),
             (Kind::Ends, _) => probe(MemPeaks::Off, false),
-            (Kind::Joined, _) => {
-                let cpu = CpuProbe::builder().load_on(&self.kernel)?;
-                let mem = MemProbe::builder().load_on(&self.kernel)?;
-                Ok(Watcher::Joined(Box::new(Joined::new((cpu, mem))?)))
+            (Kind::Set, _) => {
+                let mut set = ProbeSet::builder().build_on(&self.kernel)?;
+                set.add_on(CpuProbe::builder(), &self.kernel)?;
+                let mem = set.add_on(MemProbe::builder(), &self.kernel)?;
+                Ok(Watcher::Set(Box::new(set), mem))
             }
             (Kind::Threshold, _) => {
                 let events = Events::builder().memory_threshold(1 << 40);
@@ -114,7 +118,7 @@ impl Watchers {
 pub(crate) enum Watcher {
     Nobody,
     Mem(Box<MemProbe>),
-    Joined(Box<Joined<(CpuProbe, MemProbe)>>),
+    Set(Box<ProbeSet>, Handle<MemUsage, MemSystem>),
     Events(Box<Events>),
     Empty(Ebpf),
 }
@@ -134,7 +138,7 @@ impl Watcher {
         match self {
             Self::Nobody | Self::Events(_) | Self::Empty(_) => {}
             Self::Mem(probe) => drop(probe.reset()?),
-            Self::Joined(probes) => drop(probes.reset()?),
+            Self::Set(set, _) => drop(set.reset()?),
         }
         Ok(())
     }
@@ -143,7 +147,7 @@ impl Watcher {
         Ok(match self {
             Self::Nobody | Self::Events(_) | Self::Empty(_) => None,
             Self::Mem(probe) => Some(probe.snapshot()?),
-            Self::Joined(probes) => Some(probes.snapshot()?.parts.1),
+            Self::Set(set, mem) => Some(set.snapshot()?.of(*mem).to_snapshot()),
         })
     }
 
@@ -151,12 +155,13 @@ impl Watcher {
         let cost = match self {
             Self::Nobody => return Ok(Programs::new()),
             Self::Mem(probe) => probe.cost()?,
-            Self::Joined(probes) => probes.cost()?,
+            Self::Set(set, _) => set.cost()?,
             Self::Events(events) => events.cost()?,
             Self::Empty(object) => return Ok(programs_of(object)),
         };
         let programs = cost.programs.into_iter();
-        let programs = programs.filter(|program| !program.program.contains("tasks"));
+        let programs = programs
+            .filter(|it| !it.program.starts_with("process_walk") && it.program != "process_ends");
         Ok(programs
             .map(|cost| (cost.program, Program { runs: cost.run_count, time: cost.run_time }))
             .collect())

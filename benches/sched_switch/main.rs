@@ -3,7 +3,7 @@
 //!
 //! Times are CPU times of the two processes: what the programs at the tracepoint
 //! take is charged to them, what else the machine does is not.
-#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+#![expect(clippy::print_stdout, reason = "a bench prints its results")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -12,9 +12,8 @@ mod ping_pong;
 mod watcher;
 
 use anyhow::{Result, ensure};
-use ebpfmetrics::Statistics;
 use ping_pong::{PingPong, Run};
-use support::{Quartiles, Role, role};
+use support::{Quartiles, Role, Statistics, role};
 use watcher::{Kind, Watcher};
 
 const ROUNDS: usize = 21;

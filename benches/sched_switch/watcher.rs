@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
-use ebpfmetrics::{CpuAccounting, CpuProbe, Probe as _};
+use ebpfmetrics::{CpuProbe, Probe as _, cpu::CpuAccounting};
 
 use crate::{
     ping_pong::{PingPong, Run},

@@ -96,6 +96,17 @@ pub(crate) fn serve(mut answer: impl FnMut(usize) -> Result<String>) -> Result<(
     Ok(())
 }
 
+/// Has the kernel count runs and run time of BPF programs until it is dropped.
+pub(crate) struct Statistics {
+    _fd: std::os::fd::OwnedFd,
+}
+
+impl Statistics {
+    pub(crate) fn enable() -> Result<Self> {
+        Ok(Self { _fd: aya::sys::enable_stats(aya::sys::Stats::RunTime)? })
+    }
+}
+
 /// CPU time of this process. On a machine with other work the wall clock would
 /// tell what that work does.
 pub(crate) fn process_cpu_ns() -> u64 {

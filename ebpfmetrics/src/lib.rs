@@ -2,6 +2,9 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr))]
 
+#[cfg(feature = "__bench")]
+#[doc(hidden)]
+pub mod bench;
 mod collect;
 mod error;
 pub mod events;

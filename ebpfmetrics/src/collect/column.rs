@@ -33,8 +33,8 @@ pub(crate) trait Column: Any + Send {
     fn needs_scheduler_clock(&self) -> bool;
 
     fn begin_walk(&mut self, read: Read) -> Result<()>;
-    /// The cell at each place comes from another place of the previous walk, or is new.
-    fn place(&mut self, from: &[Option<usize>]);
+    /// Makes the cells match the table again.
+    fn place(&mut self, places: &Places);
     fn system_record(&mut self, head: RecordHead, bytes: &[u8], walk: &WalkTimes) -> Result<()>;
     fn task_record(&mut self, task: &Task, head: RecordHead, bytes: &[u8], walk: &WalkTimes)
     -> Result<()>;
@@ -68,6 +68,24 @@ pub(crate) trait Column: Any + Send {
     /// Ends the window at the last walk.
     fn rebase(&mut self, end_ns: u64);
     fn as_any(&self) -> &dyn Any;
+}
+
+/// The probes of a set by the number of their handle, in the order in which they were added.
+pub(crate) type Columns = Vec<(u64, Box<dyn Column>)>;
+
+/// Whether a record is about the machine and not about a task.
+pub(super) fn is_system_record(columns: &Columns, head: RecordHead) -> bool {
+    let column = columns.iter().find(|(_, column)| column.section() == head.section);
+    column.is_some_and(|(_, column)| column.is_system_record(head.kind))
+}
+
+/// Where the cells of a column come from when entries of the table come and go.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    /// So many cells at the start stay where they are.
+    pub(super) kept: usize,
+    /// Each of the others comes from another place, never one of the kept, or is new.
+    pub(super) from: Vec<Option<usize>>,
 }
 
 /// Where a row of a snapshot comes from.
@@ -236,11 +254,13 @@ impl<C: Collector> Column for TypedColumn<C> {
         self.collector.begin_walk(read)
     }
 
-    fn place(&mut self, from: &[Option<usize>]) {
-        let mut before: Vec<_> = std::mem::take(&mut self.cells).into_iter().map(Some).collect();
+    fn place(&mut self, places: &Places) {
         // a probe that was just added has no cells yet
-        let mut cell = |from: &Option<usize>| before.get_mut((*from)?)?.take();
-        self.cells = from.iter().map(|from| cell(from).unwrap_or_default()).collect();
+        let mut before: Vec<_> =
+            self.cells.drain(places.kept.min(self.cells.len())..).map(Some).collect();
+        self.cells.resize_with(places.kept, Cell::default);
+        let mut cell = |from: &Option<usize>| before.get_mut((*from)? - places.kept)?.take();
+        self.cells.extend(places.from.iter().map(|from| cell(from).unwrap_or_default()));
         self.readings.clear();
         self.readings.resize_with(self.cells.len(), Reading::default);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     collector::{Collector, Read, WalkTimes},
-    column::{Column, RowSource, TypedColumn, program_costs},
+    column::{Column, Columns, RowSource, TypedColumn, is_system_record, program_costs},
     filter::{Filter, SharedFilter},
     hidden::Hidden,
     loading::Loading,
@@ -91,7 +91,7 @@ pub(crate) struct Engine {
     sees_all: bool,
     hidden: Hidden,
     table: ProcessTable,
-    columns: Vec<(u64, Box<dyn Column>)>,
+    columns: Columns,
     buffer: RecordBuffer,
     walked: Walked,
     window_start_ns: u64,
@@ -273,10 +273,7 @@ impl Engine {
             };
         self.buffer.fill(&mut self.handlers.iterate(self.walk_program)?)?;
         let columns = &self.columns;
-        self.walked.read(&self.buffer, |head| {
-            let column = columns.iter().find(|(_, column)| column.section() == head.section);
-            column.is_some_and(|(_, column)| column.is_system_record(head.kind))
-        })?;
+        self.walked.read(&self.buffer, |head| is_system_record(columns, head))?;
         let hidden = self.hidden.complete(&mut self.walked.processes);
         // After the walk: a process that is gone by now is here, or will be.
         let mut ends = RecordBuffer::default();
@@ -354,7 +351,8 @@ impl Engine {
     /// Reads the kernel and makes a snapshot; a reset then ends the window.
     pub(crate) fn snapshot(&mut self, read: Read) -> Result<Snapshot> {
         self.read(read)?;
-        let snapshot = self.assemble();
+        let window = Window { start_ns: self.window_start_ns, end_ns: self.walk.monotonic_ns };
+        let snapshot = assemble(window, &self.table, &self.columns, self.losses());
         if read == Read::Reset {
             self.end_window();
         }
@@ -371,33 +369,6 @@ impl Engine {
         }
         self.losses_before.clone_from(&self.losses);
         self.window_start_ns = end_ns;
-    }
-
-    fn assemble(&self) -> Snapshot {
-        let window = Window { start_ns: self.window_start_ns, end_ns: self.walk.monotonic_ns };
-        let late: BTreeSet<ProcessId> =
-            self.columns.iter().flat_map(|(_, column)| column.late_processes()).collect();
-        let mut rows: Vec<_> = (self.table.rows())
-            .map(|(index, id, info)| (id, info, RowSource::Entry(index)))
-            .collect();
-        let known = rows.len();
-        for id in late {
-            if rows[..known].binary_search_by_key(&id, |(id, ..)| *id).is_err() {
-                rows.push((id, self.table.info(id), RowSource::Late(id)));
-            }
-        }
-        if rows.len() > known {
-            rows.sort_by_key(|(id, ..)| *id);
-        }
-        let sources: Vec<_> = rows.iter().map(|(.., source)| *source).collect();
-        let rows = rows.into_iter().map(|(id, info, _)| (id, info)).collect();
-        let part = |(id, column): &(u64, Box<dyn Column>)| {
-            (*id, column.part(&sources, self.table.ids(), window.end_ns))
-        };
-        let mut losses = self.losses();
-        self.columns.iter().for_each(|(_, column)| losses += &column.losses());
-        let parts = self.columns.iter().map(part).collect();
-        Snapshot::from_parts(window, losses, rows, self.table.overflow(), parts)
     }
 
     /// What the set itself could not see in the window.
@@ -466,6 +437,35 @@ impl Engine {
         }
         Ok(cost)
     }
+}
+
+/// Makes the snapshot of a window. `losses` are those of the set itself.
+pub(super) fn assemble(
+    window: Window,
+    table: &ProcessTable,
+    columns: &Columns,
+    mut losses: Losses,
+) -> Snapshot {
+    let late: BTreeSet<ProcessId> =
+        columns.iter().flat_map(|(_, column)| column.late_processes()).collect();
+    let most = table.ids().len() + late.len();
+    let (mut rows, mut sources) = (Vec::with_capacity(most), Vec::with_capacity(most));
+    for (index, id, info) in table.rows() {
+        rows.push((id, info));
+        sources.push(RowSource::Entry(index));
+    }
+    for id in late {
+        if let Err(place) = rows.binary_search_by_key(&id, |(id, _)| *id) {
+            rows.insert(place, (id, table.info(id)));
+            sources.insert(place, RowSource::Late(id));
+        }
+    }
+    let part = |(id, column): &(u64, Box<dyn Column>)| {
+        (*id, column.part(&sources, table.ids(), window.end_ns))
+    };
+    columns.iter().for_each(|(_, column)| losses += &column.losses());
+    let parts = columns.iter().map(part).collect();
+    Snapshot::from_parts(window, losses, rows, table.overflow(), parts)
 }
 
 /// In another PID namespace start times of hidden processes come from `/proc`, in units of

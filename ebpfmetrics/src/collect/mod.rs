@@ -6,6 +6,8 @@ mod column;
 pub mod counters;
 pub(crate) mod engine;
 mod filter;
+#[cfg(feature = "__bench")]
+pub(crate) mod harness;
 mod hidden;
 mod loading;
 mod table;

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::{
     collector::{Task, WalkTimes},
-    column::{Column, WalkView},
+    column::{Column, Places, WalkView},
     walk::{End, RecordBuffer, Walked},
 };
 use crate::{
@@ -54,6 +54,20 @@ struct Entry {
     is_late: bool,
 }
 
+impl Entry {
+    /// Takes in what a walk shows of the process, if it does.
+    fn follow(&mut self, alive: Option<ProcessInfo>, now_ns: u64) {
+        match (alive, self.phase) {
+            (Some(info), _) => {
+                self.info = ProcessInfo { creator: self.info.creator, ..info };
+                self.phase = Phase::Alive;
+            }
+            (None, Phase::Alive) => self.phase = Phase::Vanished { since_ns: now_ns },
+            (None, _) => {}
+        }
+    }
+}
+
 /// What a read of the kernel showed.
 pub(super) struct Observed<'a> {
     pub(super) walked: &'a Walked,
@@ -74,6 +88,8 @@ pub(super) struct ProcessTable {
     entries: Vec<Entry>,
     /// The ids alone, for the columns.
     ids: Vec<ProcessId>,
+    /// What is known of them, for the columns; its memory is kept from walk to walk.
+    infos: Vec<ProcessInfo>,
     max_exited: usize,
     /// Rows of ended processes in this window.
     exited_rows: usize,
@@ -123,6 +139,7 @@ impl ProcessTable {
         Self {
             entries: Vec::new(),
             ids: Vec::new(),
+            infos: Vec::new(),
             max_exited,
             exited_rows: 0,
             admits_late,
@@ -196,24 +213,31 @@ impl ProcessTable {
             ends.filter(|end| !is_first && end.id.start_time_ns >= began_ns)
         };
         let walked = observed.walked.processes.iter().filter(|(id, _)| in_time(id)).copied();
-        let (from, seen) = self.merge(walked, ends().map(|end| end.id), walk.monotonic_ns);
+        let (places, seen) = self.merge(walked, ends().map(|end| end.id), walk.monotonic_ns);
         let came_late = |id: &ProcessId, walked_ns| {
             self.admits_late && !is_first && id.start_time_ns + STARTING_NS < walked_ns
         };
-        for (index, from) in from.iter().enumerate() {
+        for (from, index) in places.from.iter().zip(places.kept..) {
             self.entries[index].is_late |=
                 from.is_none() && came_late(&self.ids[index], self.walked_ns);
         }
         // also of an earlier read that failed
         let late: Vec<usize> =
             (0..self.entries.len()).filter(|index| self.entries[*index].is_late).collect();
-        columns.iter_mut().for_each(|(_, column)| column.place(&from));
+        columns.iter_mut().for_each(|(_, column)| column.place(&places));
 
         self.dispatch(observed.walked, observed.buffer, walk, columns)?;
-        let infos: Vec<_> = self.entries.iter().map(|entry| entry.info).collect();
+        self.infos.clear();
+        self.infos.extend(self.entries.iter().map(|entry| entry.info));
         let hidden = observed.hidden.iter().filter_map(|id| self.ids.binary_search(id).ok());
         let hidden: Vec<_> = hidden.collect();
-        let view = WalkView { ids: &self.ids, infos: &infos, seen: &seen, hidden: &hidden, sees_all: self.sees_all };
+        let view = WalkView {
+            ids: &self.ids,
+            infos: &self.infos,
+            seen: &seen,
+            hidden: &hidden,
+            sees_all: self.sees_all,
+        };
         columns.iter_mut().try_for_each(|(_, column)| column.end_walk(walk, &view))?;
         for &index in late.iter().filter(|&&index| seen[index]) {
             columns.iter_mut().for_each(|(_, column)| column.start_here(index));
@@ -238,47 +262,55 @@ impl ProcessTable {
         walked: impl Iterator<Item = (ProcessId, ProcessInfo)>,
         ends: impl Iterator<Item = ProcessId>,
         now_ns: u64,
-    ) -> (Vec<Option<usize>>, Vec<bool>) {
-        let before = std::mem::take(&mut self.entries);
-        let mut before = before.into_iter().enumerate().peekable();
+    ) -> (Places, Vec<bool>) {
         let (mut walked, mut ends) = (walked.peekable(), ends.peekable());
-        let (mut from, mut seen) = (Vec::new(), Vec::new());
+        let mut seen = Vec::with_capacity(self.entries.len());
+        // Up to the first new process every entry stays in its place.
+        for entry in &mut self.entries {
+            let is_new = walked.peek().is_some_and(|(id, _)| *id < entry.id)
+                || ends.peek().is_some_and(|end| *end < entry.id);
+            if is_new {
+                break;
+            }
+            let alive = walked.next_if(|(id, _)| *id == entry.id);
+            while ends.next_if(|end| *end == entry.id).is_some() {}
+            seen.push(alive.is_some());
+            entry.follow(alive.map(|(_, info)| info), now_ns);
+            if let Some((creator, _)) = self.creators.remove(&entry.id) {
+                entry.info.creator = Some(creator);
+            }
+        }
+        let kept = seen.len();
+        let before = self.entries.split_off(kept);
+        let mut before = before.into_iter().zip(kept..).peekable();
+        let mut from = Vec::new();
         loop {
             let ids = [
-                before.peek().map(|(_, entry)| entry.id),
+                before.peek().map(|(entry, _)| entry.id),
                 walked.peek().map(|(id, _)| *id),
                 ends.peek().copied(),
             ];
             let Some(id) = ids.into_iter().flatten().min() else { break };
-            let known = before.next_if(|(_, entry)| entry.id == id);
+            let known = before.next_if(|(entry, _)| entry.id == id);
             let alive = walked.next_if(|(walked, _)| *walked == id);
             while ends.next_if(|end| *end == id).is_some() {}
-            from.push(known.as_ref().map(|(index, _)| *index));
+            from.push(known.as_ref().map(|(_, index)| *index));
             seen.push(alive.is_some());
-            let mut entry = known.map(|(_, entry)| entry).unwrap_or_else(|| Entry {
+            let mut entry = known.map(|(entry, _)| entry).unwrap_or_else(|| Entry {
                 id,
                 info: ProcessInfo::default(),
                 phase: Phase::Vanished { since_ns: now_ns },
                 is_late: false,
             });
-            match (alive, entry.phase) {
-                (Some((_, info)), _) => {
-                    let creator = entry.info.creator;
-                    entry.info = info;
-                    entry.info.creator = creator;
-                    entry.phase = Phase::Alive;
-                }
-                (None, Phase::Alive) => entry.phase = Phase::Vanished { since_ns: now_ns },
-                (None, _) => {}
-            }
+            entry.follow(alive.map(|(_, info)| info), now_ns);
             if let Some((creator, _)) = self.creators.remove(&id) {
                 entry.info.creator = Some(creator);
             }
             self.entries.push(entry);
         }
-        self.ids.clear();
-        self.ids.extend(self.entries.iter().map(|entry| entry.id));
-        (from, seen)
+        self.ids.truncate(kept);
+        self.ids.extend(self.entries[kept..].iter().map(|entry| entry.id));
+        (Places { kept, from }, seen)
     }
 
     /// Gives the records of a walk to the columns.
@@ -498,7 +530,8 @@ impl ProcessTable {
         if !gone.is_empty() {
             self.ids.clear();
             self.ids.extend(self.entries.iter().map(|entry| entry.id));
-            columns.iter_mut().for_each(|(_, column)| column.place(&from));
+            let places = Places { kept: 0, from };
+            columns.iter_mut().for_each(|(_, column)| column.place(&places));
         }
         gone
     }
@@ -535,4 +568,55 @@ fn info_at_end(known: &ProcessInfo, end: &End) -> ProcessInfo {
 fn find(columns: &mut [(u64, Box<dyn Column>)], section: u16) -> Option<&mut dyn Column> {
     let column = columns.iter_mut().find(|(_, column)| column.section() == section)?;
     Some(&mut *column.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id(pid: u32) -> ProcessId {
+        ProcessId { pid, start_time_ns: 1 }
+    }
+
+    fn pids() -> impl Strategy<Value = BTreeSet<u32>> {
+        prop::collection::btree_set(1_u32..30, 0..30)
+    }
+
+    proptest! {
+        /// Whichever processes come and go, every process has one entry, and its cell stays
+        /// its own.
+        #[test]
+        fn cells_follow_their_process(
+            walks in prop::collection::vec((pids(), pids()), 1..6),
+        ) {
+            let mut table = ProcessTable::new(8, false, true);
+            let mut known = BTreeSet::new();
+            for (walked, ended) in walks {
+                let before = table.ids.clone();
+                let infos = walked.iter().map(|&pid| {
+                    let mut info = ProcessInfo::default();
+                    info.namespace_pid = pid;
+                    (id(pid), info)
+                });
+                let (places, seen) = table.merge(infos, ended.iter().map(|&pid| id(pid)), 1);
+                known.extend(walked.iter().chain(&ended).copied());
+                prop_assert!(table.ids.iter().map(|id| id.pid).eq(known.iter().copied()));
+                prop_assert!(table.ids.iter().eq(table.entries.iter().map(|entry| &entry.id)));
+                let kept = (0..places.kept).map(Some);
+                let from: Vec<_> = kept.chain(places.from.iter().copied()).collect();
+                prop_assert_eq!(from.len(), table.ids.len());
+                for (index, entry) in table.entries.iter().enumerate() {
+                    let place = before.binary_search(&entry.id).ok();
+                    prop_assert_eq!(from[index], place);
+                    let alive = walked.contains(&entry.id.pid);
+                    prop_assert_eq!((seen[index], entry.phase == Phase::Alive), (alive, alive));
+                    prop_assert!(!alive || entry.info.namespace_pid == entry.id.pid);
+                }
+            }
+        }
+    }
 }

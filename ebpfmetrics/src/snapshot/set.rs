@@ -98,6 +98,7 @@ pub(crate) trait Part: Any + Send + Sync {
     /// this probe does not have.
     fn place(&mut self, from: &[Option<usize>]);
     fn as_any(&self) -> &dyn Any;
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
     #[cfg(feature = "serde")]
     fn usage(&self, row: usize) -> Option<Box<dyn erased_serde::Serialize + '_>>;
     #[cfg(feature = "serde")]
@@ -170,6 +171,10 @@ impl<U: Usage + Send + Sync, S: Send + Sync + 'static> Part for TypedPart<U, S> 
     }
 
     fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
     }
 
@@ -310,12 +315,29 @@ impl Snapshot {
         handle
     }
 
-    /// The snapshot of its only probe, without copies.
-    pub(crate) fn into_single<U: Usage, S: Clone + Default + 'static>(
-        self,
+    /// The snapshot of its only probe, with the losses of the set.
+    ///
+    /// # Panics
+    /// If the probe was not in the set.
+    pub(crate) fn into_single<U: Usage, S: Send + Sync + 'static>(
+        mut self,
         probe: Handle<U, S>,
     ) -> ProbeSnapshot<U, S> {
-        self.of(probe).to_snapshot_with(self.losses.clone())
+        let part = self.parts.iter().position(|(id, _)| *id == probe.id());
+        let part = part.and_then(|at| self.parts.swap_remove(at).1.into_any().downcast().ok());
+        let part: TypedPart<U, S> = *part.expect("the probe is not in this snapshot");
+        let usages = part.usage.into_iter().zip(part.total);
+        let rows = self.rows.into_iter().zip(usages);
+        ProbeSnapshot {
+            window: part.window,
+            processes: rows
+                .map(|((id, info), (usage, total))| Process::new(id, info, usage, total))
+                .collect(),
+            overflow: Overflow::new(self.overflow_processes, part.overflow),
+            system: part.system,
+            losses: self.losses,
+            provenance: part.provenance,
+        }
     }
 }
 
@@ -410,13 +432,6 @@ impl<'a, U: Usage, S> ProbeView<'a, U, S> {
     where
         S: Clone + Default,
     {
-        self.to_snapshot_with(self.part.losses.clone())
-    }
-
-    fn to_snapshot_with(&self, losses: Losses) -> ProbeSnapshot<U, S>
-    where
-        S: Clone + Default,
-    {
         let process =
             |row: Row<'_, U>| Process::new(row.id, *row.info, row.usage.clone(), row.total.clone());
         ProbeSnapshot {
@@ -424,7 +439,7 @@ impl<'a, U: Usage, S> ProbeView<'a, U, S> {
             processes: self.rows().map(process).collect(),
             overflow: self.overflow(),
             system: self.part.system.clone(),
-            losses,
+            losses: self.part.losses.clone(),
             provenance: Arc::clone(&self.part.provenance),
         }
     }

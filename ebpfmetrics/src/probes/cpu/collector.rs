@@ -205,6 +205,22 @@ impl KnownCpu {
 }
 
 impl Cpu {
+    /// As with the default options, for walks from memory.
+    #[cfg(feature = "__bench")]
+    pub(crate) fn without_kernel() -> Self {
+        Self {
+            object: None,
+            accounting: CpuAccounting::Ledger,
+            list_threads: false,
+            per_cpu_offsets: [0; 3],
+            slots: 1,
+            has_wait: false,
+            online_cpus: 1,
+            cpus: Vec::new(),
+            threads: Threads::default(),
+        }
+    }
+
     fn add_cpu(&mut self, now: CpuReading) {
         match self.cpus.binary_search_by_key(&now.cpu, |known| known.last.cpu) {
             Ok(index) => {

@@ -1,6 +1,6 @@
-//! What probes cost when they watch few of many processes: per snapshot, per run of
-//! their programs, and for a process that is started and is none of theirs.
-#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+//! Cost of probes with a filter that selects few of many processes: per snapshot, per run
+//! of their programs, and for a process outside the filter that starts and ends.
+#![expect(clippy::print_stdout, reason = "a bench prints its results")]
 
 mod support;
 
@@ -15,14 +15,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use ebpfmetrics::{
-    CgroupHierarchy, Cgroups, Cost, CpuAccounting, CpuProbe, DiskProbe, Joined, Kernel, MemProbe,
-    Probe as _, SlabProbe, Statistics, Watch,
+    Cgroups, CpuProbe, DiskProbe, Filter, Kernel, MemProbe, Probe as _, ProbeSet, SlabProbe,
+    cpu::CpuAccounting, process::CgroupHierarchy,
 };
-use support::{Helper, Quartiles, Role, process_cpu_ns, role, serve, swarm::sleeper};
+use support::{Helper, Quartiles, Role, Statistics, process_cpu_ns, role, serve, swarm::sleeper};
 
 const ROUNDS: usize = 11;
 const PROCESSES: usize = 2_000;
-/// The watched, with the process that started them.
+/// Processes in the filter, with the one that started the others.
 const FEW: usize = 10;
 const STARTS: usize = 100;
 const SNAPSHOTS: usize = 5;
@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// What was found with a watch.
+/// What was found with a filter.
 #[derive(Default)]
 struct Found {
     snapshot_ms: Vec<f64>,
@@ -55,20 +55,20 @@ fn bench() -> Result<()> {
     let [_] = many.ask::<usize, 1>(PROCESSES - FEW)?;
     let [_] = few.ask::<usize, 1>(FEW - 1)?;
     let mut starter = Helper::start("starts")?;
-    let kernel = Kernel::read()?.with_cgroup_hierarchy(cgroup.hierarchy.clone())?;
-    let watches = [
-        ("nobody", None),
-        ("all", Some(Watch::All)),
-        ("a tree of 10", Some(Watch::Tree(few.pid()))),
-        ("a cgroup of 10", Some(Watch::Cgroup(cgroup.id()?))),
-        ("one process", Some(Watch::Processes(vec![few.pid()]))),
+    let kernel = Kernel::read()?;
+    let filters = [
+        ("no probe", None),
+        ("all", Some(Filter::All)),
+        ("a tree of 10", Some(Filter::tree(few.pid()))),
+        ("a cgroup of 10", Some(Filter::cgroup(cgroup.id()?))),
+        ("one process", Some(Filter::processes([few.pid()]))),
     ];
-    let mut found: Vec<Found> = watches.iter().map(|_| Found::default()).collect();
+    let mut found: Vec<Found> = filters.iter().map(|_| Found::default()).collect();
     for round in 0..=ROUNDS {
-        for ((name, watch), found) in watches.iter().zip(&mut found) {
+        for ((name, filter), found) in filters.iter().zip(&mut found) {
             let mut now = Found::default();
-            measure(&kernel, watch.as_ref(), &mut starter, &mut now)
-                .with_context(|| format!("watching {name}"))?;
+            measure(&kernel, &cgroup.hierarchy, filter.as_ref(), &mut starter, &mut now)
+                .with_context(|| format!("filter: {name}"))?;
             if round > 0 {
                 found.snapshot_ms.append(&mut now.snapshot_ms);
                 found.start_us.append(&mut now.start_us);
@@ -82,11 +82,11 @@ fn bench() -> Result<()> {
     drop((many, few));
 
     println!("medians (quartiles) of {ROUNDS} rounds in turns, {PROCESSES} processes more");
-    println!("\nCPU time per snapshot of CpuProbe and MemProbe, joined; fork, exec, exit and wait");
     println!(
-        "of a process that is not watched, and the programs at its start and end, of all four"
+        "\nCPU time per snapshot of CpuProbe and MemProbe in a set; fork, exec, exit and wait"
     );
-    for ((name, _), found) in watches.iter().zip(&found) {
+    println!("of a process outside the filter, and the programs at its start and end, of all four");
+    for ((name, _), found) in filters.iter().zip(&found) {
         let of = |values: &[f64]| match values {
             [] => format!("{:>24}", ""),
             values => format!("{:24.2}", Quartiles::of(values.iter().copied())),
@@ -100,7 +100,7 @@ fn bench() -> Result<()> {
     }
     println!("\nns per run, the statistics' own cost included");
     print!("  {:24}", "");
-    watches[1..].iter().for_each(|(name, _)| print!("{name:>24}"));
+    filters[1..].iter().for_each(|(name, _)| print!("{name:>24}"));
     println!();
     for program in found[1].programs.keys() {
         print!("  {program:24}");
@@ -119,59 +119,53 @@ fn bench() -> Result<()> {
 
 fn measure(
     kernel: &Kernel,
-    watch: Option<&Watch>,
+    hierarchy: &CgroupHierarchy,
+    filter: Option<&Filter>,
     starter: &mut Helper,
     found: &mut Found,
 ) -> Result<()> {
-    let Some(watch) = watch else {
+    let Some(filter) = filter else {
         let [us] = starter.ask::<f64, 1>(STARTS)?;
         found.start_us.push(us);
         return Ok(());
     };
-    let cpu = CpuProbe::builder().watch(watch.clone());
-    let cpu = cpu.accounting(CpuAccounting::SchedSwitch).load_on(kernel)?;
-    let mem = MemProbe::builder().watch(watch.clone()).load_on(kernel)?;
-    let mut joined = Joined::new((cpu, mem))?;
+    let set = ProbeSet::builder().filter(filter.clone()).cgroup_hierarchy(hierarchy.clone());
+    let mut set = set.build_on(kernel)?;
+    set.add_on(CpuProbe::builder().accounting(CpuAccounting::SchedSwitch), kernel)?;
+    set.add_on(MemProbe::builder(), kernel)?;
     for _ in 0..SNAPSHOTS {
         let before = process_cpu_ns();
-        let rows = joined.snapshot()?.processes().count();
+        let rows = set.snapshot()?.processes().len();
         found.snapshot_ms.push((process_cpu_ns() - before) as f64 / 1e6);
-        let expected = match watch {
-            Watch::All => PROCESSES..usize::MAX,
-            Watch::Processes(_) => 1..2,
+        let expected = match filter {
+            Filter::All => PROCESSES..usize::MAX,
+            Filter::Processes(_) => 1..2,
             _ => FEW..FEW + 1,
         };
         ensure!(expected.contains(&rows), "{rows} rows");
     }
-    let disk = DiskProbe::builder().watch(watch.clone()).load_on(kernel)?;
-    let slab = SlabProbe::builder().watch(watch.clone()).load_on(kernel)?;
-    let cost = || -> Result<Cost> {
-        let mut all = joined.cost()?;
-        all.programs.extend(disk.cost()?.programs);
-        all.programs.extend(slab.cost()?.programs);
-        Ok(all)
-    };
-    let before = cost()?;
+    set.add_on(DiskProbe::builder(), kernel)?;
+    set.add_on(SlabProbe::builder(), kernel)?;
+    let before = set.cost()?;
     let [us] = starter.ask::<f64, 1>(STARTS)?;
     found.start_us.push(us);
     sleep(Duration::from_millis(200)); // for releases
     let mut per_life = 0.0;
-    for (before, after) in before.programs.iter().zip(cost()?.programs) {
+    for (before, after) in before.programs.iter().zip(set.cost()?.programs) {
         let runs = after.run_count - before.run_count;
         let ns = (after.run_time - before.run_time).as_nanos() as f64;
         // what the machine does beside is in here too, where it is busy
         if runs >= STARTS as u64 / 2 {
-            found.programs.entry(after.program.clone()).or_default().push(ns / runs as f64);
-            // each runs once in the life of a process
-            if ["_fork", "_exit", "_free", "_release"].iter().any(|it| after.program.ends_with(it))
-            {
+            found.programs.entry(after.program.to_string()).or_default().push(ns / runs as f64);
+            // Each runs once in the life of a process. A dispatcher's time has its handler's.
+            if after.program.starts_with("process_on_") {
                 per_life += ns / runs as f64 / 1e3;
             }
         }
         // walks are not part of a start
-        if after.program.ends_with("_tasks") {
+        if after.program.starts_with("process_walk") {
             let walks = before.run_time.as_nanos() as f64 / before.run_count.max(1) as f64;
-            found.programs.entry(after.program).or_default().push(walks);
+            found.programs.entry(after.program.into_owned()).or_default().push(walks);
         }
     }
     found.programs_of_a_life.push(per_life);
