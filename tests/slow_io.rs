@@ -82,7 +82,12 @@ fn hidden(snapshot: &DiskSnapshot) -> u64 {
 /// Every operation that the snapshot counted and timed was reported once, with the same bytes
 /// and times. The kernel counted the same.
 #[track_caller]
-fn assert_all(reported: &[Reported], device: &str, snapshot: &DiskSnapshot, truth: (u64, u64, u64)) {
+fn assert_all(
+    reported: &[Reported],
+    device: &str,
+    snapshot: &DiskSnapshot,
+    truth: (u64, u64, u64),
+) {
     let row: &DiskDevice = snapshot.device(device).unwrap();
     let (sum, unseen) = (summed(reported), hidden(snapshot));
     println!("{device}: {sum:?}, {unseen} unseen");
@@ -401,7 +406,8 @@ fn the_probe_of_a_set_reports_the_processes_of_its_filter() {
     let reported = events_of(&mut events, device.name());
     let lost = hidden(&snapshot);
     // I/O of the other process is reported without a process, as the devices have it
-    let (mine, others): (Vec<_>, Vec<_>) = reported.iter().partition(|(process, _)| process.is_some());
+    let (mine, others): (Vec<_>, Vec<_>) =
+        reported.iter().partition(|(process, _)| process.is_some());
     assert!(mine.iter().all(|(process, _)| process.unwrap().id.pid == listed.pid()), "{mine:#?}");
     assert!(others.iter().all(|(_, io)| io.class.is_some()), "{others:#?}");
     let on = snapshot.process(listed.pid()).unwrap().usage.devices.iter();
@@ -410,7 +416,7 @@ fn the_probe_of_a_set_reports_the_processes_of_its_filter() {
     println!("{} and {} operations, {lost} hidden; {usage:?}", mine.len(), others.len());
     assert!(usage.operations() <= 500 && usage.operations() + lost >= 500, "{usage:?}");
     if lost == 0 {
-        assert_eq!(summed(mine), usage);
+        assert_eq!(summed(&mine), usage);
         assert!(others.len() >= 500, "{others:#?}");
     }
 

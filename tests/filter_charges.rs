@@ -1,4 +1,4 @@
-//! Filters with all built-in probes.
+//! Filters and the figures that are charged to processes: peaks, I/O, slab allocations.
 
 use std::{process, time::Duration};
 
