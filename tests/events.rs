@@ -11,7 +11,7 @@ use std::{
 };
 
 use ebpfmetrics::{
-    CpuProbe, ErrorKind, Event, Events, Filter, Probe as _, ProbeSet, ProcessId, cpu::CpuSnapshot,
+    CpuProbe, ErrorKind, Event, Events, Filter, Probe as _, ProcessId, cpu::CpuSnapshot,
     events::EventsBuilder, probe::Statistics,
 };
 use ebpfmetrics_suite::{
@@ -465,97 +465,6 @@ fn a_stream_wakes_the_runtime_and_returns_the_events() {
             child.wait().unwrap();
         }
     });
-}
-
-/// Starts a worker that can start children, and its set with events. The set is loaded
-/// first, so it has the final usage when an exit is reported.
-struct Tree {
-    worker: Workload,
-    probes: ProbeSet,
-    cpu: ebpfmetrics::snapshot::Handle<ebpfmetrics::CpuUsage, ebpfmetrics::cpu::CpuSystem>,
-    events: Events,
-}
-
-impl Tree {
-    fn new() -> Self {
-        let worker = Workload::start(WORKLOAD, &["memory"]);
-        let mut probes = ProbeSet::builder().filter(Filter::tree(worker.pid())).build().unwrap();
-        let cpu = probes.add(CpuProbe::builder()).unwrap();
-        let events = all().filter_of(&probes).load().unwrap();
-        Self { worker, probes, cpu, events }
-    }
-
-    /// Starts a child that ends.
-    fn child(&mut self) -> u32 {
-        let answer = self.worker.ask("child-touch 2000");
-        answer.split_whitespace().next().unwrap().parse().unwrap()
-    }
-}
-
-#[test]
-fn events_of_a_set_are_those_of_its_filter_and_its_usage_is_final() {
-    let hides = hides_events();
-    let _busy = keep_cpus_busy(hides);
-    let mut tree = Tree::new();
-    let mut family = vec![tree.worker.pid()];
-    let mut ends = 0;
-    for _ in 0..10 {
-        Command::new("/bin/true").status().unwrap();
-        let pid = tree.child();
-        family.push(pid);
-        let mut seen = Vec::new();
-        let end = until(&mut tree.events, &mut seen, |event| exited(event, pid));
-        assert!(seen.iter().all(|event| {
-            event.process().is_some_and(|process| family.contains(&process.id.pid))
-        }));
-        let first = seen.iter().find(|event| of(event, pid)).unwrap();
-        assert!(matches!(first, Event::ProcessStarted { .. }), "{seen:?}");
-        let Some(end) = end else {
-            assert!(hides, "no end of {pid}: {seen:?}");
-            continue;
-        };
-        ends += 1;
-        let process = end.process().unwrap();
-        assert_eq!(process.info.parent.unwrap().pid, tree.worker.pid());
-        let usage = tree.probes.final_usage(tree.cpu, process.id).unwrap();
-        let usage = usage.expect("the set was attached first");
-        let snapshot = tree.probes.snapshot().unwrap();
-        let row = snapshot.processes().find(|row| row.id == process.id).unwrap();
-        assert!(row.info.exited);
-        assert_eq!(usage.cpu_time, row[tree.cpu].cpu_time);
-        assert!(usage.cpu_time > Duration::ZERO);
-    }
-    assert!(ends > 0);
-    assert_eq!(tree.events.losses().unwrap().total(), 0);
-    assert_eq!(tree.events.incomplete_exits().unwrap(), 0);
-}
-
-#[test]
-fn events_of_a_single_probe_are_those_of_its_filter() {
-    let _busy = keep_cpus_busy(hides_events());
-    let mut listed = Workload::start(WORKLOAD, &["memory"]);
-    let cpu = CpuProbe::builder().filter(Filter::processes([listed.pid()])).load().unwrap();
-    let mut events = all().memory_threshold(100 * MIB).filter_of(&cpu).load().unwrap();
-    let mut other = Workload::start(WORKLOAD, &["memory"]);
-    for worker in [&mut other, &mut listed] {
-        worker.ask("map 1 150000");
-        worker.ask("touch 1");
-        worker.ask("child-touch 2000");
-    }
-    let pid = listed.pid();
-    other.kill();
-    listed.kill();
-    let mut seen = Vec::new();
-    let end = until(&mut events, &mut seen, |event| exited(event, pid));
-    assert!(seen.iter().all(|event| of(event, pid)), "{seen:?}");
-    let crossings = seen.iter().filter(|event| matches!(event, Event::MemoryThreshold { .. }));
-    assert_eq!(crossings.count(), 1, "{seen:?}");
-    let Some(end) = end else {
-        assert!(hides_events(), "{seen:?}");
-        return;
-    };
-    let usage = cpu.final_usage(end.process().unwrap().id).unwrap();
-    assert!(usage.unwrap().cpu_time > Duration::ZERO);
 }
 
 /// Its exit was before the events were loaded, its release comes afterwards.

@@ -6,6 +6,7 @@ use ebpfmetrics::{
     CpuProbe, ErrorKind, Filter, Kernel, Probe, ProbeSet, Process, SlabProbe, SlabUsage,
     cpu::CpuAccounting,
     group::group_by,
+    probe::Statistics,
     slab::{SlabLoss, SlabSnapshot},
     snapshot::delta,
 };
@@ -160,27 +161,9 @@ fn it_works_in_a_set_with_another_probe() {
     assert_eq!(by_user.sum() + now.system.idle, now.sum_with_idle());
 }
 
-/// Switches `kernel.bpf_stats_enabled` on until it is dropped.
-struct Statistics;
-
-impl Statistics {
-    const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
-
-    fn enable() -> Self {
-        std::fs::write(Self::SWITCH, "1").unwrap();
-        Self
-    }
-}
-
-impl Drop for Statistics {
-    fn drop(&mut self) {
-        let _ = std::fs::write(Self::SWITCH, "0");
-    }
-}
-
 #[test]
 fn health_cost_and_options() {
-    let statistics = Statistics::enable();
+    let statistics = Statistics::enable().unwrap();
     let mut probe = SlabProbe::builder().load().unwrap();
     let mut work = Workload::start(WORKLOAD, &["slab"]);
     run_slab_command(&mut work, "pipes 300");

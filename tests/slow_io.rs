@@ -1,4 +1,4 @@
-//! Operations that take longer than a limit, as events.
+//! Slow I/O: operations that take longer than a limit are reported as events.
 
 use std::{
     collections::HashSet,
@@ -8,8 +8,12 @@ use std::{
 };
 
 use ebpfmetrics::{
-    DiskClass, DiskCounters, DiskDevice, DiskOperation, DiskProbe, DiskProbeBuilder, DiskSnapshot,
-    Error, ErrorKind, Event, Events, Probe as _, ProcessEvent, SlowIo,
+    DiskProbe, Error, ErrorKind, Event, Events, Filter, Probe as _, ProbeSet,
+    disk::{
+        DiskClass, DiskCounters, DiskDevice, DiskOperation, DiskProbeBuilder, DiskSnapshot, SlowIo,
+    },
+    events::ProcessEvent,
+    histogram::Histogram,
 };
 use ebpfmetrics_suite::{
     LoopDevice, NullBlk, QuietVolume, Workload, Zram, device_id, directory_on_disk, discard,
@@ -17,7 +21,7 @@ use ebpfmetrics_suite::{
 };
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
-/// So that every operation is slow, and so that none is.
+/// With these limits every operation is slow, or none.
 const ALL: Duration = Duration::from_nanos(1);
 const NONE: Duration = Duration::from_secs(3600);
 
@@ -35,10 +39,10 @@ fn load(builder: DiskProbeBuilder) -> (DiskProbe, Events) {
     (disk, events)
 }
 
-type Told = (Option<ProcessEvent>, SlowIo);
+type Reported = (Option<ProcessEvent>, SlowIo);
 
-/// What is told of one device; nothing may be lost.
-fn told_of(events: &mut Events, device: &str) -> Vec<Told> {
+/// The events of one device. None may be lost.
+fn events_of(events: &mut Events, device: &str) -> Vec<Reported> {
     let of = |event| match event {
         Event::SlowIo { process, io } => {
             ((io.device.major, io.device.minor) == device_id(device)).then_some((process, io))
@@ -48,9 +52,9 @@ fn told_of(events: &mut Events, device: &str) -> Vec<Told> {
     events.drain().filter_map(of).collect()
 }
 
-/// The told, summed up as a snapshot does.
-fn summed<'a>(told: impl IntoIterator<Item = &'a Told>) -> DiskCounters {
-    told.into_iter().fold(DiskCounters::default(), |mut sum, (_, io)| {
+/// Adds up the operations as a snapshot does.
+fn summed<'a>(reported: impl IntoIterator<Item = &'a Reported>) -> DiskCounters {
+    reported.into_iter().fold(DiskCounters::default(), |mut sum, (_, io)| {
         match io.operation {
             DiskOperation::Read => {
                 (sum.reads, sum.read_bytes) = (sum.reads + 1, sum.read_bytes + io.bytes)
@@ -68,27 +72,32 @@ fn summed<'a>(told: impl IntoIterator<Item = &'a Told>) -> DiskCounters {
     })
 }
 
-/// Where a machine hides what happens from eBPF, an operation has no end, or no
-/// beginning: it is counted without its time, and cannot be told.
+/// A machine can hide the start or the end of an operation from eBPF. The operation is then
+/// counted without its time, and not reported.
 fn hidden(snapshot: &DiskSnapshot) -> u64 {
     let lost = |cause| snapshot.losses.get(cause).unwrap();
     ["start_unseen", "completion_unseen", "run_skipped"].map(lost).iter().sum()
 }
 
-/// The told are what the snapshot counted and timed, each once, in operations, bytes
-/// and times; and that is what the kernel counted.
+/// Every operation that the snapshot counted and timed was reported once, with the same bytes
+/// and times. The kernel counted the same.
 #[track_caller]
-fn assert_all(told: &[Told], device: &str, snapshot: &DiskSnapshot, truth: (u64, u64, u64)) {
+fn assert_all(
+    reported: &[Reported],
+    device: &str,
+    snapshot: &DiskSnapshot,
+    truth: (u64, u64, u64),
+) {
     let row: &DiskDevice = snapshot.device(device).unwrap();
-    let (sum, unseen) = (summed(told), hidden(snapshot));
+    let (sum, unseen) = (summed(reported), hidden(snapshot));
     println!("{device}: {sum:?}, {unseen} unseen");
     if unseen == 0 {
         assert_eq!(sum, row.usage, "{row:#?}");
     }
     let timed: u64 = row.latencies.iter().map(|latency| latency.device.count()).sum();
-    assert_eq!(told.len() as u64, timed, "{row:#?}");
+    assert_eq!(reported.len() as u64, timed, "{row:#?}");
     for latency in &row.latencies {
-        let of = || told.iter().filter(|(_, io)| io.operation == latency.operation);
+        let of = || reported.iter().filter(|(_, io)| io.operation == latency.operation);
         let queue: Duration = of().map(|(_, io)| io.queue_time).sum();
         let busy: Duration = of().map(|(_, io)| io.device_time).sum();
         assert_eq!((queue, busy), (latency.queue.total(), latency.device.total()), "{latency:#?}");
@@ -102,8 +111,8 @@ fn assert_all(told: &[Told], device: &str, snapshot: &DiskSnapshot, truth: (u64,
 }
 
 #[test]
-fn every_operation_is_told_once_with_a_limit_below_all() {
-    let Some(files) = directory_on_disk("every_operation_is_told") else { return };
+fn every_operation_is_reported_once_if_the_limit_is_below_all() {
+    let Some(files) = directory_on_disk("every_operation_is_reported") else { return };
     let device = LoopDevice::new(files.path(), 64 << 20);
     settle(device.name());
     let (mut disk, mut events) = load(DiskProbe::builder().slow_io(ALL));
@@ -120,25 +129,25 @@ fn every_operation_is_told_once_with_a_limit_below_all() {
     discard(&device.path(), 1 << 20, 4 << 20).unwrap();
     let truth = settle(device.name()).since(&before);
     let snapshot = disk.snapshot().unwrap();
-    let told = told_of(&mut events, device.name());
-    assert_all(&told, device.name(), &snapshot, (truth.reads, truth.writes, truth.discards));
+    let reported = events_of(&mut events, device.name());
+    assert_all(&reported, device.name(), &snapshot, (truth.reads, truth.writes, truth.discards));
     assert!(truth.reads >= 2000 && truth.writes >= 1200 && truth.discards >= 1, "{truth:?}");
 
-    let mine = |(process, _): &&Told| process.is_some_and(|it| it.id.pid == work.pid());
+    let mine = |(process, _): &&Reported| process.is_some_and(|it| it.id.pid == work.pid());
     let process = snapshot.process(work.pid()).unwrap();
     let there = process.usage.devices.iter();
     let there = there.filter(|on| (on.device.major, on.device.minor) == device_id(device.name()));
     let there = there.map(|on| on.total).next().unwrap();
     if hidden(&snapshot) == 0 {
-        assert_eq!(summed(told.iter().filter(mine)), there);
+        assert_eq!(summed(reported.iter().filter(mine)), there);
         assert_eq!((there.reads, there.writes), (2000, 1200));
     }
-    for (process, io) in told.iter().filter(mine) {
+    for (process, io) in reported.iter().filter(mine) {
         let process = process.unwrap();
         assert!(process.info.comm == "workload", "{process:?}");
         assert_eq!(process.info.parent.unwrap().pid, std::process::id());
         assert!(!process.info.exited);
-        assert_eq!((io.class, io.bytes), (Some(DiskClass::Direct), 4096));
+        assert_eq!((io.class, io.bytes), (Some(DiskClass::Foreground), 4096));
         assert_eq!(process.time_ns, io.submitted_ns + io.time().as_nanos() as u64);
         let window = snapshot.window;
         assert!(window.start_ns <= io.submitted_ns && process.time_ns <= window.end_ns, "{io:?}");
@@ -148,8 +157,8 @@ fn every_operation_is_told_once_with_a_limit_below_all() {
 }
 
 #[test]
-fn nothing_is_told_below_the_limit() {
-    let Some(files) = directory_on_disk("nothing_is_told_below") else { return };
+fn nothing_is_reported_below_the_limit() {
+    let Some(files) = directory_on_disk("nothing_is_reported_below") else { return };
     let device = LoopDevice::new(files.path(), 16 << 20);
     let (mut disk, mut events) = load(DiskProbe::builder().slow_io(NONE));
     let mut work = disk_work(&["direct", text(&device.path()), "300", "200"]);
@@ -161,7 +170,7 @@ fn nothing_is_told_below_the_limit() {
 }
 
 #[test]
-fn what_a_slow_device_does_is_told_and_of_a_fast_one_what_was_slow() {
+fn all_io_of_a_slow_device_is_reported_and_the_slow_io_of_a_fast_one() {
     let slow = [("irqmode", "2"), ("completion_nsec", "40000000")];
     let Some(slow) = NullBlk::new("slow", &slow) else { return };
     let Some(fast) = NullBlk::new("fast", &[]) else { return };
@@ -179,7 +188,7 @@ fn what_a_slow_device_does_is_told_and_of_a_fast_one_what_was_slow() {
     settle(slow.name());
     let snapshot = disk.snapshot().unwrap();
     let mut all: Vec<_> = events.drain().collect();
-    let of = |device: &str, all: &[Event]| -> Vec<Told> {
+    let of = |device: &str, all: &[Event]| -> Vec<Reported> {
         let mine = |event: &Event| match *event {
             Event::SlowIo { process, io } => {
                 ((io.device.major, io.device.minor) == device_id(device)).then_some((process, io))
@@ -199,8 +208,8 @@ fn what_a_slow_device_does_is_told_and_of_a_fast_one_what_was_slow() {
     for (_, io) in &of_slow {
         assert!(io.device_time >= Duration::from_millis(40), "{io:?}");
     }
-    // queue and device together: one of them then took half of it
-    let half = |histogram: &ebpfmetrics::Histogram| -> u64 {
+    // the limit is for queue and device together, so one of them took at least half of it
+    let half = |histogram: &Histogram| -> u64 {
         let long =
             histogram.buckets().filter(|bucket| bucket.below.is_none_or(|below| below > limit / 2));
         long.map(|bucket| bucket.count).sum()
@@ -213,8 +222,8 @@ fn what_a_slow_device_does_is_told_and_of_a_fast_one_what_was_slow() {
 }
 
 #[test]
-fn bios_of_a_device_without_requests_are_told() {
-    let Some(device) = Zram::new("bios_are_told", 64 << 20) else { return };
+fn bios_of_a_device_without_requests_are_reported() {
+    let Some(device) = Zram::new("bios_are_reported", 64 << 20) else { return };
     let (mut disk, mut events) = load(DiskProbe::builder().slow_io(ALL));
     let before = settle(&device.name());
     disk.reset().unwrap();
@@ -223,14 +232,14 @@ fn bios_of_a_device_without_requests_are_told() {
     work.go();
     let truth = settle(&device.name()).since(&before);
     let snapshot = disk.snapshot().unwrap();
-    let told = told_of(&mut events, &device.name());
-    assert_all(&told, &device.name(), &snapshot, (truth.reads, truth.writes, truth.discards));
-    assert!(told.iter().all(|(_, io)| io.queue_time.is_zero()));
+    let reported = events_of(&mut events, &device.name());
+    assert_all(&reported, &device.name(), &snapshot, (truth.reads, truth.writes, truth.discards));
+    assert!(reported.iter().all(|(_, io)| io.queue_time.is_zero()));
 }
 
 #[test]
-fn written_pages_are_told_of_who_dirtied_them_after_its_end() {
-    let Some(volume) = QuietVolume::new("written_pages_are_told") else { return };
+fn write_back_is_charged_to_the_process_that_dirtied_the_pages_after_its_end() {
+    let Some(volume) = QuietVolume::new("write_back_after_the_end") else { return };
     let file = volume.path().join("file");
     settle(volume.device());
     let (mut disk, mut events) = load(DiskProbe::builder().slow_io(ALL));
@@ -240,13 +249,13 @@ fn written_pages_are_told_of_who_dirtied_them_after_its_end() {
     work.wait();
     settle(volume.device());
     let snapshot = disk.snapshot().unwrap();
-    let told = told_of(&mut events, volume.device());
-    let written = told.iter().filter(|(process, io)| {
+    let reported = events_of(&mut events, volume.device());
+    let written = reported.iter().filter(|(process, io)| {
         process.is_some_and(|it| it.id.pid == pid) && io.class == Some(DiskClass::WriteBack)
     });
     let written: Vec<_> = written.copied().collect();
     let row = snapshot.process(pid).unwrap();
-    println!("{} of {} operations, {:?}", written.len(), told.len(), summed(&written));
+    println!("{} of {} operations, {:?}", written.len(), reported.len(), summed(&written));
     if hidden(&snapshot) == 0 {
         assert_eq!(summed(&written), row.usage.by_class.write_back);
         assert!(summed(&written).written_bytes >= 16 << 20, "{row:#?}");
@@ -267,8 +276,8 @@ fn a_process_has_the_name_that_it_had_at_the_time() {
     settle(device.name());
     let pid = work.pid();
     let names = |events: &mut Events| -> Vec<String> {
-        let told = told_of(events, device.name()).into_iter();
-        let mine = told.filter_map(|(process, _)| process.filter(|it| it.id.pid == pid));
+        let reported = events_of(events, device.name()).into_iter();
+        let mine = reported.filter_map(|(process, _)| process.filter(|it| it.id.pid == pid));
         mine.map(|process| process.info.comm.to_string()).collect()
     };
     let before = names(&mut events);
@@ -281,7 +290,7 @@ fn a_process_has_the_name_that_it_had_at_the_time() {
 }
 
 #[test]
-fn what_finds_no_room_is_counted() {
+fn events_that_find_no_room_are_counted() {
     let Some(files) = directory_on_disk("slow_io_finds_no_room") else { return };
     let device = LoopDevice::new(files.path(), 16 << 20);
     settle(device.name());
@@ -302,7 +311,7 @@ fn what_finds_no_room_is_counted() {
     let c = lost(&events);
     let snapshot = disk.snapshot().unwrap();
     let d = lost(&events);
-    let latencies = snapshot.devices.iter().filter(|device| device.partition_of.is_none());
+    let latencies = snapshot.system.devices.iter().filter(|device| device.partition_of.is_none());
     let latencies = latencies.flat_map(|device| &device.latencies);
     let timed: u64 = latencies.map(|latency| latency.device.count()).sum();
     println!("{timed} operations, {} to {} lost", c - b, d - a);
@@ -310,21 +319,21 @@ fn what_finds_no_room_is_counted() {
     assert!((c - b..=d - a).contains(&timed), "{timed}, {a} {b} {c} {d}");
 
     let mut delivered = 0;
-    let mut told_lost = 0;
+    let mut reported_lost = 0;
     for event in events.drain() {
         match event {
             Event::SlowIo { .. } => delivered += 1,
-            Event::Lost { events } => told_lost += events,
+            Event::Lost { events } => reported_lost += events,
             other => panic!("{other:?}"),
         }
     }
     // 4 KiB hold 23 of 176 bytes
     assert!((15..30).contains(&delivered), "{delivered}");
-    assert!(told_lost >= d, "{told_lost} told of {d}");
+    assert!(reported_lost >= d, "{reported_lost} of {d} are reported");
     assert!(events.losses().unwrap().check().is_err());
 }
 
-/// The ring buffers that this process has open, by the kernel's numbers.
+/// Ids of the ring buffers that this process has open.
 fn ring_buffers() -> HashSet<String> {
     let files = fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
     let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
@@ -335,23 +344,23 @@ fn ring_buffers() -> HashSet<String> {
 }
 
 #[test]
-fn it_costs_nothing_where_it_is_not_asked_for() {
+fn it_costs_nothing_if_it_is_off() {
     let without = DiskProbe::builder().load().unwrap();
     assert_eq!(ring_buffers().len(), 0);
     let with = DiskProbe::builder().slow_io(NONE).load().unwrap();
     let (no, yes) = (without.health().unwrap(), with.health().unwrap());
-    assert_eq!(yes.programs, no.programs + 1, "the one for exec");
+    assert_eq!(yes.programs, no.programs + 1, "the program for exec");
     let rings = ring_buffers();
     assert_eq!(rings.len(), 1);
     let events = Events::builder().slow_io(&with).unwrap().load().unwrap();
-    assert_eq!(ring_buffers(), rings, "one for both");
+    assert_eq!(ring_buffers(), rings, "one buffer for both");
     assert_eq!(events.health().unwrap().programs, 0);
     drop((with, events));
     assert_eq!(ring_buffers().len(), 0);
 }
 
 #[test]
-fn one_reader_at_a_time_and_only_of_a_probe_that_tells() {
+fn a_probe_with_slow_io_has_one_reader_at_a_time() {
     let invalid = |error: Error| {
         assert_eq!(error.kind(), ErrorKind::InvalidOption, "{error}");
         println!("{error}");
@@ -368,7 +377,7 @@ fn one_reader_at_a_time_and_only_of_a_probe_that_tells() {
     invalid(Events::builder().slow_io(&disk).unwrap_err());
     drop(first);
     let mut again = Events::builder().started(true).slow_io(&disk).unwrap().load().unwrap();
-    // the probe may go: other events still come
+    // other events still come after the probe is dropped
     drop(disk);
     std::process::Command::new("/bin/true").status().unwrap();
     assert!(again.wait(Duration::from_secs(5)).unwrap());
@@ -377,8 +386,53 @@ fn one_reader_at_a_time_and_only_of_a_probe_that_tells() {
 }
 
 #[test]
-fn events_are_serialised_with_their_units() {
-    let Some(files) = directory_on_disk("slow_io_is_serialised") else { return };
+fn the_probe_of_a_set_reports_the_processes_of_its_filter() {
+    let Some(files) = directory_on_disk("slow_io_of_a_set") else { return };
+    let device = LoopDevice::new(files.path(), 16 << 20);
+    let work = || disk_work(&["direct", text(&device.path()), "300", "200"]);
+    let (mut listed, mut other) = (work(), work());
+    settle(device.name());
+    let filter = Filter::processes([listed.pid()]);
+    let mut probes = ProbeSet::builder().filter(filter).build().unwrap();
+    let builder = || DiskProbe::builder().slow_io(ALL).slow_io_buffer_bytes(16 << 20);
+    let disk = probes.add(builder()).unwrap();
+    let mut events = Events::builder().slow_io_of(&probes, disk).unwrap().load().unwrap();
+    let error = Events::builder().slow_io_of(&probes, disk).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption, "one reader: {error}");
+    listed.go();
+    other.go();
+    settle(device.name());
+    let snapshot = probes.snapshot().unwrap().of(disk).to_snapshot();
+    let reported = events_of(&mut events, device.name());
+    let lost = hidden(&snapshot);
+    // I/O of the other process is reported without a process, as the devices have it
+    let (mine, others): (Vec<_>, Vec<_>) =
+        reported.iter().partition(|(process, _)| process.is_some());
+    assert!(mine.iter().all(|(process, _)| process.unwrap().id.pid == listed.pid()), "{mine:#?}");
+    assert!(others.iter().all(|(_, io)| io.class.is_some()), "{others:#?}");
+    let on = snapshot.process(listed.pid()).unwrap().usage.devices.iter();
+    let on = on.filter(|on| (on.device.major, on.device.minor) == device_id(device.name()));
+    let usage = on.map(|on| on.total).next().unwrap();
+    println!("{} and {} operations, {lost} hidden; {usage:?}", mine.len(), others.len());
+    assert!(usage.operations() <= 500 && usage.operations() + lost >= 500, "{usage:?}");
+    if lost == 0 {
+        assert_eq!(summed(&mine), usage);
+        assert!(others.len() >= 500, "{others:#?}");
+    }
+
+    // the probe is removed and added again, and has another buffer
+    probes.remove(disk).unwrap();
+    let error = Events::builder().slow_io_of(&probes, disk).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption, "{error}");
+    let disk = probes.add(builder()).unwrap();
+    let again = Events::builder().slow_io_of(&probes, disk).unwrap().load().unwrap();
+    assert_eq!(again.losses().unwrap().total(), 0);
+    assert_eq!(events.drain().count(), 0);
+}
+
+#[test]
+fn events_are_serialized_with_their_units() {
+    let Some(files) = directory_on_disk("slow_io_is_serialized") else { return };
     let device = LoopDevice::new(files.path(), 1 << 20);
     let (_disk, mut events) = load(DiskProbe::builder().slow_io(ALL));
     fs::write(device.path(), [7; 4096]).unwrap();
@@ -387,7 +441,7 @@ fn events_are_serialised_with_their_units() {
         events.drain().find(|event| matches!(event, Event::SlowIo { process: Some(_), .. }));
     let json = serde_json::to_value(event.unwrap()).unwrap();
     println!("{json}");
-    assert_eq!(json["event"], "slow-io");
+    assert_eq!(json["event"], "slow_io");
     for number in [
         "time_ns",
         "pid",

@@ -183,6 +183,8 @@ pub struct ChildrenUsage {
     /// To the us.
     pub cpu_ns: u64,
     pub minor_faults: u64,
+    /// Bytes of pages that they dirtied, and of direct I/O (`ru_oublock`).
+    pub written_bytes: u64,
 }
 
 #[expect(unsafe_code, reason = "getrusage(2)")]
@@ -197,6 +199,7 @@ pub fn rusage_of_children() -> ChildrenUsage {
     ChildrenUsage {
         cpu_ns: ns(usage.ru_utime) + ns(usage.ru_stime),
         minor_faults: usage.ru_minflt as u64,
+        written_bytes: usage.ru_oublock as u64 * 512,
     }
 }
 

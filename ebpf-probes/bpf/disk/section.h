@@ -3,11 +3,13 @@
 #ifndef EBPFMETRICS_DISK_SECTION_H
 #define EBPFMETRICS_DISK_SECTION_H
 
+#include "disk/maps.h"
 #include "process/ended.h"
 #include "process/sections.h"
 
 /* Set before loading. */
 const volatile bool disk_on = false;
+const volatile bool disk_names_on = false; /* with slow I/O events */
 
 enum disk_kind {
 	DISK_KIND_TASK = 1,
@@ -57,6 +59,17 @@ static __always_inline void disk_thread_exit(struct process_ended_record *ended,
 		ended->disk.leader.dirtied_bytes = task->ioac.write_bytes;
 		ended->disk.leader.cancelled_bytes = task->ioac.cancelled_write_bytes;
 	}
+}
+
+/* The last thread exits: slow I/O events from now on report that the process has exited. */
+static __always_inline void disk_last_exit(struct process_key *key)
+{
+	struct process_info_record *info = NULL;
+
+	if (disk_names_on)
+		info = bpf_map_lookup_elem(&disk_names, key);
+	if (info)
+		info->flags |= PROCESS_HAS_EXITED;
 }
 
 /*

@@ -7,22 +7,11 @@
 #define EBPFMETRICS_DISK_SLOW_IO_H
 
 #include "disk/in_flight.h"
+#include "disk/maps.h"
 #include "events/ring.h"
 
 /* Operations that take at least this long are sent as events; 0: none. Set before loading. */
 const volatile u64 slow_io_ns = 0;
-
-/*
- * The processes that may be charged, for the event: a process may be gone before its pages
- * are written. 8,192 entries with slow I/O, allocated at loading; the process that did no
- * I/O for longest is replaced. Written by the process itself.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct process_key);
-	__type(value, struct process_info_record);
-} disk_names SEC(".maps");
 
 /*
  * Adds the running process to `disk_names`. By helpers: before 5.11 the current task is not
@@ -66,8 +55,11 @@ static __noinline int send_slow_io(struct disk_in_flight *io, u32 bytes, u64 que
 	    .operation = io->key.operation,
 	};
 
-	if (process)
+	if (process) {
 		r.event.process = *process;
+		if (process->flags & PROCESS_HAS_EXITED)
+			r.event.flags = EVENT_PROCESS_ENDED;
+	}
 	r.event.process.process_start_ns = key.start_ns;
 	r.event.process.tgid = key.tgid;
 	r.event.time_ns = io->started_ns + queue_ns + device_ns;

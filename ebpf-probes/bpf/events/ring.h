@@ -23,7 +23,7 @@ enum event_kind {
 };
 
 enum events_flags {
-	EVENT_PROCESS_ENDED = 1 << 0, /* the kernel has released the process */
+	EVENT_PROCESS_ENDED = 1 << 0, /* the last thread has exited */
 };
 
 /* The fields that every event begins with. */

@@ -43,6 +43,7 @@ enum process_flags {
 	PROCESS_KERNEL_THREAD = 1 << 0,
 	PROCESS_HAS_OWNER = 1 << 1, /* uid and cgroup_id are set */
 	PROCESS_HAS_SCHEDULING = 1 << 2, /* state, policy, nice and cpu are set */
+	PROCESS_HAS_EXITED = 1 << 3, /* only in `disk_names` */
 };
 
 /* Attributes of a process that do not depend on a probe. */

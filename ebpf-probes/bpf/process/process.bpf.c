@@ -405,6 +405,8 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	*(struct signal_struct **)&record->signal = task->signal;
 	if (cpu_on)
 		cpu_last_exit(record, task);
+	if (disk_on)
+		disk_last_exit(&key);
 	if (mem_on)
 		mem_last_exit(record, task, key.start_ns);
 	if (slab_on)

@@ -32,11 +32,12 @@ pub(crate) const MAX_PROBES: usize = 33;
 pub(crate) const PROCESS: &str = "process";
 
 /// Maps of built-in probes: those of a set come from the probes.
-const PROBE_MAPS: [&str; 11] = [
+const PROBE_MAPS: [&str; 12] = [
     "cpu_current_tasks",
     "cpu_slots",
     "cpu_overflow",
     "cpu_losses",
+    "disk_names",
     "mem_epoch",
     "mem_tracked",
     "mem_cpu_offsets",

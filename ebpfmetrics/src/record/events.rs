@@ -71,7 +71,7 @@ pub mod event_kind {
 
 /// `enum events_flags`.
 pub mod events_flags {
-    /// The kernel has released the process.
+    /// The last thread has exited.
     pub const EVENT_PROCESS_ENDED: u32 = 1;
 }
 

@@ -51,6 +51,8 @@ pub mod process_flags {
     pub const HAS_OWNER: u32 = 2;
     /// state, policy, nice and cpu are set.
     pub const HAS_SCHEDULING: u32 = 4;
+    /// Only in `disk_names`.
+    pub const HAS_EXITED: u32 = 8;
 }
 
 /// Attributes of a process that do not depend on a probe.

@@ -98,6 +98,13 @@ impl CpuCounters {
         }
     }
 
+    /// With user and system time that add up to the CPU time.
+    fn divided(mut self) -> Self {
+        (self.user_ns, self.system_ns) =
+            split(self.ledger_ns, (self.user_ns, self.system_ns), (0, 0));
+        self
+    }
+
     /// Of one task alone, as of the end of the window.
     fn of_task(record: &CpuTaskRecord, walk: &WalkTimes) -> Self {
         let has = |flag| record.flags & flag != 0;
@@ -419,15 +426,13 @@ impl Collector for Cpu {
             now.charged_ns = counters.charged_ns;
             counters = counters::max(&counters, &now);
         }
+        counters = counters.divided();
         let is_single = ended.record.threads == 1;
         Some(Reading { counters, gauges: CpuGauges { threads: 0, is_single } })
     }
 
     fn overflow(record: &ProcessOverflowRecord) -> CpuCounters {
-        let mut counters = CpuCounters::of(&record.cpu);
-        (counters.user_ns, counters.system_ns) =
-            split(counters.ledger_ns, (counters.user_ns, counters.system_ns), (0, 0));
-        counters
+        CpuCounters::of(&record.cpu).divided()
     }
 
     fn usage(

@@ -219,7 +219,13 @@ impl Collector for Disk {
     }
 
     fn walk_part(&self) -> Result<WalkPart> {
-        Ok(WalkPart::built_in("disk_on"))
+        let part = WalkPart::built_in("disk_on");
+        Ok(match self.slow_io {
+            None => part,
+            Some(_) => part
+                .with("disk_names_on", 1_u8)
+                .sharing(vec![self.object.map_handle("disk_names")?]),
+        })
     }
 
     fn begin_walk(&mut self, _: Read) -> Result<()> {
