@@ -43,6 +43,26 @@ struct {
 	__type(value, struct process_ended_record);
 } ended SEC(".maps");
 
+/*
+ * How often a process exited or was released. User space reads `ended` only if this has
+ * changed. Per CPU: one writer each.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} ended_changes SEC(".maps");
+
+static __always_inline void count_ended_change(void)
+{
+	u32 zero = 0;
+	u64 *n = bpf_map_lookup_elem(&ended_changes, &zero);
+
+	if (n)
+		*n += 1;
+}
+
 /* Sum of the final records that `ended` had no room for. Per CPU: one writer each. */
 struct process_overflow_record {
 	u64 processes;

@@ -414,6 +414,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	record->ended_ns = bpf_ktime_get_ns();
 	/* stored, for two threads that exit at once may both be the last; the release is later */
 	record->flags = ENDED_EXITED;
+	count_ended_change();
 	return 0;
 }
 
@@ -464,6 +465,7 @@ int BPF_PROG(process_release, struct task_struct *task)
 	__builtin_memcpy(record->info.comm, task->comm, sizeof(record->info.comm));
 	record->info.threads = record->threads;
 	record->flags = ENDED_EXITED | ENDED_RELEASED;
+	count_ended_change();
 	return 0;
 }
 

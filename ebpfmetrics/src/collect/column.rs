@@ -392,7 +392,7 @@ impl<C: Collector> Column for TypedColumn<C> {
     fn part(&self, rows: &[RowSource], ids: &[ProcessId], end_ns: u64) -> Box<dyn Part> {
         let window = Window { start_ns: self.window_start_ns, end_ns };
         let none = (C::Counters::zeroed(), C::Gauges::default());
-        let (mut usage, mut total) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+        let mut usages = Vec::with_capacity(rows.len());
         for row in rows {
             let (id, in_window, last, gauges) = match *row {
                 RowSource::Entry(index) => {
@@ -406,16 +406,17 @@ impl<C: Collector> Column for TypedColumn<C> {
                     (id, none.0, last, &none.1)
                 }
             };
-            usage.push(self.collector.usage(id, &in_window, Some(gauges), Span::Window));
-            total.push(self.collector.usage(id, &last, Some(gauges), Span::Total));
+            usages.push((
+                self.collector.usage(id, &in_window, Some(gauges), Span::Window),
+                self.collector.usage(id, &last, Some(gauges), Span::Total),
+            ));
         }
         let together =
             self.collector.usage(ProcessId::default(), &self.overflow, None, Span::Window);
         Box::new(TypedPart {
             probe: C::NAME.into(),
             window,
-            usage,
-            total,
+            usages,
             overflow: together,
             system: self.collector.system(window),
             losses: self.losses(),

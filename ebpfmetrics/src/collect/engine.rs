@@ -99,6 +99,16 @@ pub(crate) struct Engine {
     losses: Vec<u64>,
     losses_before: Vec<u64>,
     walk: WalkTimes,
+    ends: Ends,
+}
+
+/// The final records in the kernel after a read: without any, and until something changes,
+/// they need not be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ends {
+    /// The kernel's count of exits and releases.
+    changes: u64,
+    left: usize,
 }
 
 impl Engine {
@@ -149,6 +159,7 @@ impl Engine {
             losses: Vec::new(),
             losses_before: Vec::new(),
             walk: WalkTimes::default(),
+            ends: Ends { changes: 0, left: usize::MAX },
             options,
         };
         engine.read(Read::Reset)?;
@@ -277,9 +288,11 @@ impl Engine {
         self.walked.read(&self.buffer, |head| is_system_record(columns, head))?;
         let hidden = self.hidden.complete(&mut self.walked.processes);
         // After the walk: a process that is gone by now is here, or will be.
-        let mut ends = RecordBuffer::default();
-        ends.fill(&mut self.handlers.iterate_map("process_ends", "ended")?)?;
-        let mut ends = read_ends(&ends)?;
+        let changes: u64 = self.base.per_cpu_element::<u64>("ended_changes", 0)?.iter().sum();
+        let mut ends = match self.ends == (Ends { changes, left: 0 }) {
+            true => Vec::new(),
+            false => self.read_ends()?,
+        };
         if !self.sees_all {
             match_rounded(&mut ends, self.table.ids());
         }
@@ -299,6 +312,8 @@ impl Engine {
         };
         let gone = self.table.update(observed, &walk, &mut self.columns)?;
         self.base.delete_batch::<ProcessKey>("ended", &gone)?;
+        let deleted = |key: &&ProcessKey| ends.binary_search_by_key(&key.id(), |end| end.id).is_ok();
+        self.ends = Ends { changes, left: ends.len() - gone.iter().filter(deleted).count() };
         let ids = self.table.ids();
         // they ended without a row in any window
         let is_unlisted = |key: &ProcessKey| {
@@ -310,6 +325,12 @@ impl Engine {
         self.read_losses()?;
         self.walk = walk;
         Ok(())
+    }
+
+    fn read_ends(&self) -> Result<Vec<End>> {
+        let mut buffer = RecordBuffer::default();
+        buffer.fill(&mut self.handlers.iterate_map("process_ends", "ended")?)?;
+        read_ends(&buffer)
     }
 
     /// How far BPF's clock is ahead of the scheduler's.

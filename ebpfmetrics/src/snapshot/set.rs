@@ -108,8 +108,8 @@ pub(crate) trait Part: Any + Send + Sync {
 pub(crate) struct TypedPart<U, S> {
     pub(crate) probe: Cow<'static, str>,
     pub(crate) window: Window,
-    pub(crate) usage: Vec<U>,
-    pub(crate) total: Vec<U>,
+    /// One per row: usage in the window, and since the process began.
+    pub(crate) usages: Vec<(U, U)>,
     pub(crate) overflow: U,
     pub(crate) system: S,
     pub(crate) losses: Losses,
@@ -163,11 +163,8 @@ impl<U: Usage + Send + Sync, S: Send + Sync + 'static> Part for TypedPart<U, S> 
     }
 
     fn place(&mut self, from: &[Option<usize>]) {
-        let place = |usages: &[U]| {
-            let usage = |from: &Option<usize>| from.map(|from| usages[from].clone());
-            from.iter().map(|from| usage(from).unwrap_or_default()).collect()
-        };
-        (self.usage, self.total) = (place(&self.usage), place(&self.total));
+        let usages = |from: &Option<usize>| from.map(|from| self.usages[from].clone());
+        self.usages = from.iter().map(|from| usages(from).unwrap_or_default()).collect();
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -180,7 +177,8 @@ impl<U: Usage + Send + Sync, S: Send + Sync + 'static> Part for TypedPart<U, S> 
 
     #[cfg(feature = "serde")]
     fn usage(&self, row: usize) -> Option<Box<dyn erased_serde::Serialize + '_>> {
-        Some((self.json?.usage)(&self.usage[row], &self.total[row]))
+        let (usage, total) = &self.usages[row];
+        Some((self.json?.usage)(usage, total))
     }
 
     #[cfg(feature = "serde")]
@@ -296,13 +294,11 @@ impl Snapshot {
         }
         self.losses += &probe.losses;
         self.overflow_processes = self.overflow_processes.max(probe.overflow.processes);
-        let (usage, total) =
-            probe.processes.into_iter().map(|process| (process.usage, process.total)).unzip();
+        let usages = probe.processes.into_iter().map(|process| (process.usage, process.total));
         let mut part = TypedPart {
             probe: name.into(),
             window: probe.window,
-            usage,
-            total,
+            usages: usages.collect(),
             overflow: probe.overflow.usage,
             system: probe.system,
             losses: probe.losses,
@@ -326,8 +322,7 @@ impl Snapshot {
         let part = self.parts.iter().position(|(id, _)| *id == probe.id());
         let part = part.and_then(|at| self.parts.swap_remove(at).1.into_any().downcast().ok());
         let part: TypedPart<U, S> = *part.expect("the probe is not in this snapshot");
-        let usages = part.usage.into_iter().zip(part.total);
-        let rows = self.rows.into_iter().zip(usages);
+        let rows = self.rows.into_iter().zip(part.usages);
         ProbeSnapshot {
             window: part.window,
             processes: rows
@@ -378,7 +373,7 @@ pub struct SetProcess<'a> {
 impl<'a> SetProcess<'a> {
     /// The usage in the window, from one probe; `None` if the probe was not in the set.
     pub fn get<U: Usage, S: 'static>(&self, probe: Handle<U, S>) -> Option<&'a U> {
-        self.snapshot.part(probe).map(|part| &part.usage[self.index])
+        self.snapshot.part(probe).map(|part| &part.usages[self.index].0)
     }
 
     /// The usage since the process began, see [`Process::total`].
@@ -387,7 +382,7 @@ impl<'a> SetProcess<'a> {
     /// If the probe was not in the set.
     pub fn total<U: Usage, S: 'static>(&self, probe: Handle<U, S>) -> &'a U {
         let part = self.snapshot.part(probe).expect("the probe is not in this snapshot");
-        &part.total[self.index]
+        &part.usages[self.index].1
     }
 }
 
@@ -453,8 +448,7 @@ impl<U: Usage, S> Rows for ProbeView<'_, U, S> {
     }
 
     fn rows(&self) -> impl Iterator<Item = Row<'_, U>> + '_ {
-        let usages = self.part.usage.iter().zip(&self.part.total);
-        let rows = self.rows.iter().zip(usages);
+        let rows = self.rows.iter().zip(&self.part.usages);
         rows.map(|((id, info), (usage, total))| Row { id: *id, info, usage, total })
     }
 
