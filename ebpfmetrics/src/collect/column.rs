@@ -44,10 +44,14 @@ pub(crate) trait Column: Any + Send {
     fn has_usage(&self, index: usize) -> bool;
     /// Moves the counters of a process in the window to the overflow.
     fn fold(&mut self, index: usize);
-    /// Takes the counters of a process since its start out of the overflow.
-    fn subtract_from_overflow(&mut self, index: usize);
-    /// Takes in the kernel's own overflow since loading.
+    /// Takes in the kernel's own overflow since loading. It is not reported yet.
     fn overflow(&mut self, records: &[ProcessOverflowRecord]);
+    /// Separates the kernel's overflow so far from what comes later.
+    fn hold_overflow(&mut self);
+    /// Takes the counters of a process since its start out of the kernel's overflow.
+    fn subtract_from_overflow(&mut self, index: usize);
+    /// Reports what was separated by `hold_overflow`; whether nothing came later.
+    fn release_overflow(&mut self, is_last: bool);
     /// Deletes what the probe keeps of processes that have left the table.
     fn forget(&mut self, gone: &[ProcessKey]) -> Result<()>;
 
@@ -90,6 +94,8 @@ struct Cell<C: Collector> {
     gauges: C::Gauges,
     /// Nothing has been taken in yet.
     is_new: bool,
+    /// It was gone when the probe was added: what its final record says is of before.
+    starts_late: bool,
 }
 
 impl<C: Collector> Default for Cell<C> {
@@ -99,6 +105,7 @@ impl<C: Collector> Default for Cell<C> {
             baseline: C::Counters::default(),
             gauges: C::Gauges::default(),
             is_new: true,
+            starts_late: false,
         }
     }
 }
@@ -113,6 +120,9 @@ impl<C: Collector> Cell<C> {
             walk,
         };
         self.last = collector.advance(&progress, &now);
+        if std::mem::take(&mut self.starts_late) {
+            self.baseline = self.last;
+        }
         let before = std::mem::take(&mut self.gauges);
         self.gauges = C::follow(&before, now.gauges);
     }
@@ -120,6 +130,16 @@ impl<C: Collector> Cell<C> {
     fn in_window(&self) -> C::Counters {
         counters::subtract(&self.last, &self.baseline)
     }
+}
+
+/// The kernel's overflow that is not reported yet, see
+/// [`ProcessTable`](super::table::ProcessTable).
+#[derive(Default)]
+struct HeldOverflow<C> {
+    older: C,
+    newer: C,
+    /// What processes with a row of their own had used, to be subtracted.
+    known: C,
 }
 
 /// The column of a collector.
@@ -132,6 +152,8 @@ pub(crate) struct TypedColumn<C: Collector> {
     overflow: C::Counters,
     /// The kernel's overflow since loading.
     kernel_overflow: C::Counters,
+    /// Of this, what is not reported yet.
+    held: HeldOverflow<C::Counters>,
     window_start_ns: u64,
     /// Losses since loading: now, and at the start of the window.
     losses: Vec<u64>,
@@ -148,6 +170,7 @@ impl<C: Collector> TypedColumn<C> {
             readings: Vec::new(),
             overflow: C::Counters::default(),
             kernel_overflow: C::Counters::default(),
+            held: HeldOverflow::default(),
             window_start_ns: 0,
             losses: Vec::new(),
             losses_before: Vec::new(),
@@ -273,17 +296,31 @@ impl<C: Collector> Column for TypedColumn<C> {
         cell.baseline = cell.last;
     }
 
-    fn subtract_from_overflow(&mut self, index: usize) {
-        self.overflow = counters::subtract(&self.overflow, &self.cells[index].last);
-    }
-
     fn overflow(&mut self, records: &[ProcessOverflowRecord]) {
         let now = records.iter().map(C::overflow).fold(C::Counters::default(), |sum, of_cpu| {
             counters::add(&sum, &of_cpu)
         });
         let grown = counters::subtract(&now, &self.kernel_overflow);
-        self.overflow = counters::add(&self.overflow, &grown);
+        self.held.newer = counters::add(&self.held.newer, &grown);
         self.kernel_overflow = now;
+    }
+
+    fn hold_overflow(&mut self) {
+        self.held.older = std::mem::take(&mut self.held.newer);
+    }
+
+    fn subtract_from_overflow(&mut self, index: usize) {
+        self.held.known = counters::add(&self.held.known, &self.cells[index].last);
+    }
+
+    fn release_overflow(&mut self, is_last: bool) {
+        let held = std::mem::take(&mut self.held.older);
+        let released = C::complete_overflow(&counters::subtract(&held, &self.held.known));
+        self.held.known = match is_last {
+            true => C::Counters::default(),
+            false => counters::subtract(&self.held.known, &held),
+        };
+        self.overflow = counters::add(&self.overflow, &released);
     }
 
     fn forget(&mut self, gone: &[ProcessKey]) -> Result<()> {
@@ -385,6 +422,7 @@ impl<C: Collector> Column for TypedColumn<C> {
         self.overflow = C::Counters::default();
         for cell in &mut self.cells {
             cell.baseline = cell.last;
+            cell.starts_late = cell.is_new;
             C::rebase(&mut cell.gauges);
         }
         self.collector.end_window();

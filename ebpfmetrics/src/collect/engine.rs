@@ -268,6 +268,8 @@ impl Engine {
                 true => self.scheduler_offset()?,
                 false => None,
             };
+        // Before the walk: what is in here has left the walk.
+        let overflow = self.base.per_cpu_element::<ProcessOverflowRecord>("overflow", 0)?;
         self.buffer.fill(&mut self.handlers.iterate(self.walk_program)?)?;
         let columns = &self.columns;
         self.walked.read(&self.buffer, |head| {
@@ -293,7 +295,7 @@ impl Engine {
             buffer: &self.buffer,
             ends: &ends,
             creators: self.base.lookup_and_delete_batch("creators")?,
-            overflow: &self.base.per_cpu_element::<ProcessOverflowRecord>("overflow", 0)?,
+            overflow: &overflow,
             hidden: &hidden,
         };
         let gone = self.table.update(observed, &walk, &mut self.columns)?;

@@ -9,6 +9,8 @@ mod filter;
 mod hidden;
 mod loading;
 mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 mod walk;
 
 pub use filter::Filter;

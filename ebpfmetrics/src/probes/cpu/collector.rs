@@ -155,22 +155,34 @@ fn split(cpu_ns: u64, sampled: (u64, u64), last: (u64, u64)) -> (u64, u64) {
     (cpu_ns - system, system)
 }
 
-/// The next counters after `last`: never less, and no more time than `longest_ns` since
+/// The most time that a process or thread can have since its baseline.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Longest {
+    pub(super) running_ns: u64,
+    pub(super) waiting_ns: u64,
+}
+
+/// The next counters after `last`: never less, and no more time than `longest` since
 /// `baseline`. What exceeds that is reported in the next window.
 pub(super) fn advance(
     last: &CpuCounters,
     now: &CpuCounters,
     baseline: &CpuCounters,
-    longest_ns: u64,
+    longest: Longest,
 ) -> CpuCounters {
-    let bound = |now: u64, last: u64, baseline: u64| {
+    let bound = |now: u64, last: u64, baseline: u64, longest_ns: u64| {
         now.min(baseline.saturating_add(longest_ns)).max(last)
     };
+    let Longest { running_ns, waiting_ns } = longest;
     let mut next = counters::max(last, now);
-    next.ledger_ns = bound(now.ledger_ns, last.ledger_ns, baseline.ledger_ns);
-    next.charged_ns = bound(now.charged_ns, last.charged_ns, baseline.charged_ns);
-    next.run_queue_wait_ns =
-        bound(now.run_queue_wait_ns, last.run_queue_wait_ns, baseline.run_queue_wait_ns);
+    next.ledger_ns = bound(now.ledger_ns, last.ledger_ns, baseline.ledger_ns, running_ns);
+    next.charged_ns = bound(now.charged_ns, last.charged_ns, baseline.charged_ns, running_ns);
+    next.run_queue_wait_ns = bound(
+        now.run_queue_wait_ns,
+        last.run_queue_wait_ns,
+        baseline.run_queue_wait_ns,
+        waiting_ns,
+    );
     (next.user_ns, next.system_ns) =
         split(next.ledger_ns, (now.user_ns, now.system_ns), (last.user_ns, last.system_ns));
     next
@@ -386,14 +398,17 @@ impl Collector for Cpu {
         let walk = progress.walk;
         let window_ns = walk.monotonic_ns.saturating_sub(walk.window_start_ns);
         let age_ns = walk.boottime_ns.saturating_sub(progress.start_time_ns);
-        let parallel = match now.gauges.is_single {
-            true => 1,
-            false => self.online_cpus as u64,
-        };
         // What a process used before it was first seen may be of any time of its life.
         let time_ns = if progress.is_new { age_ns } else { window_ns.min(age_ns) };
-        let longest_ns = time_ns.saturating_mul(parallel);
-        advance(progress.last, &now.counters, progress.baseline, longest_ns)
+        let longest = match now.gauges.is_single {
+            true => Longest { running_ns: time_ns, waiting_ns: time_ns },
+            // any number of threads can wait at once
+            false => Longest {
+                running_ns: time_ns.saturating_mul(self.online_cpus as u64),
+                waiting_ns: u64::MAX,
+            },
+        };
+        advance(progress.last, &now.counters, progress.baseline, longest)
     }
 
     fn ended(&self, ended: &Ended<'_>) -> Option<Reading<Self>> {
@@ -408,10 +423,13 @@ impl Collector for Cpu {
     }
 
     fn overflow(record: &ProcessOverflowRecord) -> CpuCounters {
-        let mut counters = CpuCounters::of(&record.cpu);
-        (counters.user_ns, counters.system_ns) =
-            split(counters.ledger_ns, (counters.user_ns, counters.system_ns), (0, 0));
-        counters
+        CpuCounters::of(&record.cpu)
+    }
+
+    fn complete_overflow(grown: &CpuCounters) -> CpuCounters {
+        let (user_ns, system_ns) =
+            split(grown.ledger_ns, (grown.user_ns, grown.system_ns), (0, 0));
+        CpuCounters { user_ns, system_ns, ..*grown }
     }
 
     fn usage(

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::collector::{CpuCounters, advance};
+use super::collector::{CpuCounters, Longest, advance};
 use crate::{
     collect::{
         collector::{Task, WalkTimes},
@@ -72,7 +72,10 @@ impl Threads {
                 });
                 let (last, baseline) = before.map(|it| (it.last, it.baseline)).unwrap_or_default();
                 let window_ns = walk.monotonic_ns.saturating_sub(walk.window_start_ns);
-                let longest_ns = if before.is_some() { window_ns } else { u64::MAX };
+                // What it used before it was first seen may be of any time of its life.
+                let age_ns = walk.boottime_ns.saturating_sub(task.thread.start_time_ns);
+                let time_ns = if before.is_some() { window_ns } else { age_ns };
+                let longest = Longest { running_ns: time_ns, waiting_ns: time_ns };
                 KnownThread {
                     id: task.thread,
                     process: task.process,
@@ -80,7 +83,7 @@ impl Threads {
                     cgroup_id: task.cgroup_id,
                     running_at_ns: *running_at_ns,
                     address: task.address,
-                    last: advance(&last, counters, &baseline, longest_ns),
+                    last: advance(&last, counters, &baseline, longest),
                     baseline,
                 }
             })
