@@ -8,9 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use ebpfmetrics::{
-    CgroupHierarchy, Cgroups, CpuProbe, DiskProbe, Joined, Kernel, MemProbe, Probe as _, Watch,
-};
+use ebpfmetrics::{Cgroups, CpuProbe, Filter, Probe as _, ProbeSet, process::CgroupHierarchy};
 use ebpfmetrics_suite::{Workload, mount_cgroups, poll};
 
 /// A cgroup, removed when dropped, once its processes are gone.
@@ -50,7 +48,7 @@ pub(crate) fn work(mounts: &[String]) -> anyhow::Result<()> {
         let hierarchy = controller.map_or(CgroupHierarchy::Unified, CgroupHierarchy::controller);
         check(&hierarchy, &inside, &outside).with_context(|| hierarchy.to_string())?;
     }
-    let default = Kernel::read()?.cgroup_hierarchy().clone();
+    let default = ProbeSet::new()?.cgroup_hierarchy().clone();
     ensure!(Cgroups::read().len() == Cgroups::of(&default).len());
     drop((inside, outside, groups));
     crate::tell(&default.to_string())?;
@@ -66,33 +64,24 @@ fn spin() -> Workload {
 }
 
 fn check(hierarchy: &CgroupHierarchy, inside: &Workload, outside: &Workload) -> anyhow::Result<()> {
-    let kernel = Kernel::read()?.with_cgroup_hierarchy(hierarchy.clone())?;
-    let probes = (
-        CpuProbe::builder().load_on(&kernel)?,
-        MemProbe::builder().load_on(&kernel)?,
-        DiskProbe::builder().load_on(&kernel)?,
-    );
-    let snapshot = Joined::new(probes)?.snapshot()?;
+    let mut set = ProbeSet::builder().cgroup_hierarchy(hierarchy.clone()).build()?;
+    set.add(CpuProbe::builder())?;
+    let snapshot = set.snapshot()?;
     let cgroups = Cgroups::of(hierarchy);
     let mut ids = Vec::new();
     for process in [inside, outside] {
         let truth = path_of(process.pid(), hierarchy)?;
         let row = snapshot.processes().find(|row| row.id.pid == process.pid());
-        let row = row.context("no row")?;
-        let (cpu, mem, disk) = row.rows;
-        let all = [
-            cpu.context("cpu")?.info.cgroup_id,
-            mem.context("mem")?.info.cgroup_id,
-            disk.context("disk")?.info.cgroup_id,
-        ];
-        let id = all[0].context("no cgroup")?;
-        ensure!(all == [Some(id); 3], "{all:?}");
+        let id = row.context("no row")?.info.cgroup_id.context("no cgroup")?;
         ensure!(cgroups.path(id) == Some(&truth), "{:?}, not {truth:?}", cgroups.path(id));
         ensure!(cgroups.id(&truth) == Some(id), "{id}, not {:?}", cgroups.id(&truth));
         ids.push(id);
     }
     ensure!(ids[0] != ids[1]);
-    let mut probe = CpuProbe::builder().watch(Watch::Cgroup(ids[0])).load_on(&kernel)?;
+    let mut probe = CpuProbe::builder()
+        .cgroup_hierarchy(hierarchy.clone())
+        .filter(Filter::cgroup(ids[0]))
+        .load()?;
     let rows: Vec<_> = probe.snapshot()?.processes.iter().map(|row| row.id.pid).collect();
     ensure!(rows == [inside.pid()], "{rows:?}");
     Ok(())

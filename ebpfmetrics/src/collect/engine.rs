@@ -61,11 +61,13 @@ pub(crate) struct Options {
     pub(crate) cgroup_hierarchy: Option<CgroupHierarchy>,
     pub(crate) max_exited: u32,
     pub(crate) max_ended: u32,
+    /// Fewer than usual, in tests.
+    pub(crate) max_filtered: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { filter: Filter::All, cgroup_hierarchy: None, max_exited: 8192, max_ended: 32_768 }
+        Self { filter: Filter::All, cgroup_hierarchy: None, max_exited: 8192, max_ended: 32_768, max_filtered: super::filter::MAX_PROCESSES }
     }
 }
 
@@ -109,7 +111,7 @@ impl Engine {
         let loader = ObjectLoader::new(PROCESS, ebpf_probes::PROCESS)
             .override_global("cgroup_hierarchy", cgroup_number)
             .map_max_entries("ended", options.max_ended);
-        let loader = filter.size_maps(filter.configure(loader));
+        let loader = filter.size_maps(filter.configure(loader), options.max_filtered);
         let mut base = without_probe_maps(loader).load(kernel)?;
         let walk_program = walk_program(kernel);
         let handlers =
@@ -149,6 +151,11 @@ impl Engine {
         }
         engine.end_window();
         Ok(engine)
+    }
+
+    #[cfg(test)]
+    pub(super) fn base(&self) -> &Object {
+        &self.base
     }
 
     pub(crate) fn cgroup_hierarchy(&self) -> &CgroupHierarchy {

@@ -517,3 +517,6 @@ impl LossCause for CpuLoss {
         LossScope::Processes
     }
 }
+
+#[cfg(test)]
+mod tests;
