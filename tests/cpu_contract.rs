@@ -170,13 +170,13 @@ fn nothing_is_left_after_drop_and_after_a_kill() {
     let probe = CpuProbe::builder().accounting(CpuAccounting::SchedSwitch).load().unwrap();
     let other = Workload::start(WORKLOAD, &["hold-probe"]);
     let during = loaded_objects();
-    assert!(during.programs.difference(&before.programs).count() >= 10, "two probes of 5 each");
+    assert!(during.programs.difference(&before.programs).count() >= 22, "two probes of 11 each");
     assert!(during.maps.difference(&before.maps).count() >= 10);
 
     drop(probe);
     let halfway = poll(Duration::from_secs(5), || {
         let new = loaded_objects().programs.difference(&before.programs).count();
-        (5..10).contains(&new).then_some(())
+        (11..22).contains(&new).then_some(())
     });
     assert!(halfway.is_some(), "the other process's probe is to stay");
     other.kill();
@@ -270,7 +270,8 @@ fn health_and_cost_are_told() {
     assert!(of("process_walk").run_count > 10, "{cost:?}");
     drop(statistics);
     let health = Probe::health(&probe).unwrap();
-    assert_eq!(health.programs, 5);
+    // three dispatchers and their handlers, the walk, the ends, parents, clocks; the switch
+    assert_eq!(health.programs, 11);
     // Kernels before 6.4 tell what maps take when they are full.
     assert!((1 << 20..10 << 20).contains(&health.map_bytes), "{health:?}");
 }
@@ -281,7 +282,9 @@ fn json_has_the_units_in_the_names() {
     sleep(Duration::from_millis(20));
     let snapshot = probe.reset().unwrap();
     let json = serde_json::to_value(&snapshot).unwrap();
-    let row = &json["processes"][0];
+    // some machines hide their first process, of which less is known
+    let rows = json["processes"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["pid"] == std::process::id()).unwrap();
     for key in [
         "pid",
         "start_time_ns",

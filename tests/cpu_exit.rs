@@ -110,6 +110,11 @@ fn the_maps_are_empty_of_the_dead() {
     work.line();
     sleep(SETTLED);
     probe.snapshot().unwrap();
+    if hides_events(&probe) {
+        // records without a release are given up 2 s after they were first read
+        sleep(SETTLED);
+        probe.snapshot().unwrap();
+    }
     let map_bytes = probe.health().unwrap().map_bytes;
     // Kernels before 6.4 tell the size of a map at its fullest: then it stays.
     assert!(map_bytes < at_first + 64 * 1024, "{at_first} bytes of maps grew to {map_bytes}");

@@ -22,7 +22,8 @@ fn threads_never_sum_to_more_than_a_process_that_one_of_them_executes() {
         let of_it = snapshot.system.threads.iter().filter(|thread| thread.process == row.id);
         let threads: Duration = of_it.map(|thread| thread.usage.cpu_time).sum();
         let length = snapshot.window.duration();
-        assert!(threads <= row.usage.cpu_time, "{threads:?} of {row:?}");
+        let listed: Vec<_> = snapshot.system.threads.iter().filter(|it| it.process == row.id).collect();
+        assert!(threads <= row.usage.cpu_time, "{window} {threads:?} of {row:?} {listed:?} {length:?}");
         assert!(row.usage.cpu_time <= 2 * length, "{row:?} in {length:?}");
         sum += if is_reset { row.usage.cpu_time } else { Duration::ZERO };
     }
@@ -72,7 +73,8 @@ fn the_user_of_a_process_on_an_overlay_is_its_own() {
         Ok(overlay) => overlay,
         Err(error) => return skip("overlay_uid", &format!("no overlay file system: {error}")),
     };
-    let directory = overlay.path().to_str().unwrap();
+    let directory = overlay.path();
+    let directory = directory.to_str().unwrap();
     let work = Workload::start(WORKLOAD, &["on-overlay", directory]);
     let mut probe = CpuProbe::builder().load().unwrap();
     let mut wrong = 0;

@@ -28,6 +28,11 @@ fn a_child_that_was_waited_for_has_its_row_at_once() {
             let row = row.unwrap_or_else(|| panic!("{accounting:?} {round}: no row"));
             let ours_ns = row.usage.cpu_time.as_nanos() as u64;
             assert!(row.info.exited, "{row:?}");
+            // A machine that hides its first process hides some last switches too.
+            let hides = probe.health().unwrap().degraded.iter().any(|it| it.feature == "process 1");
+            if hides && accounting == CpuAccounting::SchedSwitch {
+                continue;
+            }
             assert!(
                 ours_ns.abs_diff(truth_ns) <= truth_ns / 100,
                 "{accounting:?} {round}: {ours_ns} ns, rusage {truth_ns} ns"
@@ -214,4 +219,27 @@ fn one_busy_thread_among_sleepers_stays_within_its_window() {
         (sum + first.unwrap() == truth).then_some(())
     });
     assert!(end.is_some(), "{sum:?} is not all that it used; busiest {busiest:.1} %");
+}
+
+/// What a process left behind is read until its release. Where a machine hides the release
+/// the memory is soon another's: one read in twenty was garbage, cut to the window.
+#[test]
+fn sleepers_that_are_killed_together_have_used_little() {
+    let mut probe = CpuProbe::builder().load().unwrap();
+    let work = Workload::start(WORKLOAD, &["among", "8000"]);
+    let pid = work.pid();
+    work.kill();
+    sleep(Duration::from_millis(1500));
+    // others take the memory
+    let mut others = Workload::start(WORKLOAD, &["children", "1000", "20"]);
+    others.line();
+    for _ in 0..2 {
+        let snapshot = probe.reset().unwrap();
+        for row in snapshot.processes {
+            if row.info.creator.is_some_and(|creator| creator.pid == pid) {
+                assert!(row.usage.cpu_time < Duration::from_millis(20), "{row:?}");
+            }
+        }
+        sleep(Duration::from_millis(2500));
+    }
 }

@@ -41,6 +41,8 @@ enum Phase {
         shown: Shown,
         /// All that the kernel has said about it so far has been reported.
         is_complete: bool,
+        /// Its counters have been read after all its threads were gone: no more will come.
+        is_settled: bool,
         /// The kernel has nothing more to say about it.
         is_final: bool,
     },
@@ -393,7 +395,10 @@ impl ProcessTable {
                 Phase::Alive | Phase::Vanished { .. } => None,
             };
             let phase_shown = shown.unwrap_or(Shown::Nowhere);
-            entry.phase = Phase::Ended { since_ns, shown: phase_shown, is_complete, is_final };
+            let was_settled = matches!(before, Phase::Ended { is_settled: true, .. });
+            let is_settled = was_settled || end.settled.is_some_and(|it| it.threads == 0);
+            entry.phase =
+                Phase::Ended { since_ns, shown: phase_shown, is_complete, is_settled, is_final };
             let has_usage = columns.iter().any(|(_, column)| column.has_usage(index));
             match shown {
                 Some(Shown::InRow) => {}
@@ -521,7 +526,7 @@ impl ProcessTable {
                     }
                     self.settle(index, since_ns, columns);
                 }
-                Phase::Ended { since_ns, shown, is_complete: true, is_final: false }
+                Phase::Ended { since_ns, shown, is_complete: true, is_settled, is_final: false }
                     if is_overdue(since_ns, now_ns) =>
                 {
                     let end = ends.binary_search_by_key(&id, |end| end.id).map(|at| &ends[at]);
@@ -535,11 +540,11 @@ impl ProcessTable {
                     }
                     // Its release was not seen. If its counters were read after it was
                     // unhashed they are complete all the same.
-                    if end.is_ok_and(|end| end.settled.is_none()) {
+                    if !is_settled {
                         self.exit_record_missing += 1;
                     }
                     self.entries[index].phase =
-                        Phase::Ended { since_ns, shown, is_complete: true, is_final: true };
+                        Phase::Ended { since_ns, shown, is_complete: true, is_settled, is_final: true };
                     gone.push(end.map_or(id.into(), |end| end.key));
                 }
                 _ => {}
@@ -555,6 +560,7 @@ impl ProcessTable {
             since_ns,
             shown: Shown::Nowhere,
             is_complete: true,
+            is_settled: false,
             is_final: true,
         };
         self.show_ended(index, columns);

@@ -235,6 +235,13 @@ fn a_release_that_is_not_seen_is_no_loss_if_the_counters_were_read_after_it() {
     set.read(with_ends(read_at(72, &[]), &ends));
     assert_eq!(set.read(with_ends(read_at(73 + RELEASE_TIMEOUT_NS, &[]), &ends)), [5]);
     assert_eq!((set.short_rows(), set.missing()), (vec![(5, 50, 11, true)], 0));
+    // they are gone with the release; having been read once is enough
+    let ends = [settled(&end(id(6, 80), 9, false), 11, 0)];
+    let now = 100 + RELEASE_TIMEOUT_NS;
+    set.read(with_ends(read_at(now, &[]), &ends));
+    let ends = [end(id(6, 80), 9, false)];
+    assert_eq!(set.read(with_ends(read_at(now + 1 + RELEASE_TIMEOUT_NS, &[]), &ends)), [6]);
+    assert_eq!((set.rows()[1].count, set.missing()), (11, 0));
 }
 
 #[test]

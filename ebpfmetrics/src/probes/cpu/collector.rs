@@ -16,7 +16,7 @@ use crate::{
         counters,
     },
     error::Result,
-    kernel::{Kernel, Requirements, online_cpus, possible_cpus},
+    kernel::{Kernel, OnlineCpus, Requirements, possible_cpus},
     object::Object,
     probe::Degraded,
     process::ProcessId,
@@ -39,6 +39,8 @@ pub struct Cpu {
     has_wait: bool,
     online_cpus: usize,
     cpus: Vec<KnownCpu>,
+    /// Of the walk that is under way.
+    walked_cpus: Vec<CpuReading>,
     threads: Threads,
 }
 
@@ -71,6 +73,8 @@ pub struct CpuGauges {
 struct KnownCpu {
     last: CpuReading,
     baseline: CpuReading,
+    /// As of the last walk. Without a CPU no time passes on it.
+    is_online: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,12 +107,7 @@ impl CpuCounters {
         let has = |flag| record.flags & flag != 0;
         // The task was read after the window ended; the reader may have been preempted.
         let late_ns = record.read_at_ns.saturating_sub(walk.monotonic_ns);
-        // Without the offset of the clocks a running task is at most a tick behind.
-        let since = |raw_ns: u64| {
-            let ns = raw_ns.wrapping_sub(walk.scheduler_offset_ns?);
-            // a start on another clock, or one that is being set
-            Some(ns).filter(|ns| *ns <= i64::MAX as u64)
-        };
+        let since = |raw_ns| since(raw_ns, walk);
         let mut counters = Self { charged_ns: 0, ..Self::of(&record.own) };
         if has(cpu_task_flags::RUNNING) {
             let running_ns =
@@ -117,12 +116,7 @@ impl CpuCounters {
             if has(cpu_task_flags::SWITCHED_IN) {
                 counters.charged_ns = counters.ledger_ns.saturating_sub(record.switched_in_ns);
             }
-            // It ran on after the end of the window, but not before it was switched in.
-            let arrived_ns = match record.arrived_raw_ns {
-                0 => Some(0),
-                raw_ns => since(raw_ns),
-            };
-            let after_ns = late_ns.min(arrived_ns.unwrap_or(0));
+            let after_ns = ran_after_window_ns(record, walk);
             counters.ledger_ns = counters.ledger_ns.saturating_sub(after_ns);
             counters.charged_ns = counters.charged_ns.saturating_sub(after_ns);
         }
@@ -133,6 +127,25 @@ impl CpuCounters {
         }
         counters
     }
+}
+
+/// Time since a moment on the scheduler's clock. Without the offset of the clocks a running
+/// task is at most a tick behind.
+fn since(raw_ns: u64, walk: &WalkTimes) -> Option<u64> {
+    let ns = raw_ns.wrapping_sub(walk.scheduler_offset_ns?);
+    // a start on another clock, or one that is being set
+    Some(ns).filter(|ns| *ns <= i64::MAX as u64)
+}
+
+/// How long a running task has run since the end of the window: not before it was switched
+/// in.
+fn ran_after_window_ns(record: &CpuTaskRecord, walk: &WalkTimes) -> u64 {
+    let late_ns = record.read_at_ns.saturating_sub(walk.monotonic_ns);
+    let arrived_ns = match record.arrived_raw_ns {
+        0 => None,
+        raw_ns => since(raw_ns, walk),
+    };
+    late_ns.min(arrived_ns.unwrap_or(0))
 }
 
 /// Divides CPU time into user and system time as the kernel's `cputime_adjust()` does for
@@ -206,6 +219,16 @@ impl CpuReading {
 }
 
 impl KnownCpu {
+    /// Leaves the time since an earlier reading out of the window.
+    fn skip_since(&mut self, before: CpuReading) {
+        let skip = |baseline: u64, now: u64, before: u64| baseline + now.saturating_sub(before);
+        let idle = self.baseline.idle_ns.zip(self.last.idle_ns).zip(before.idle_ns);
+        self.baseline.idle_ns =
+            idle.map_or(self.last.idle_ns, |((baseline, now), before)| Some(skip(baseline, now, before)));
+        self.baseline.interrupted_ns =
+            skip(self.baseline.interrupted_ns, self.last.interrupted_ns, before.interrupted_ns);
+    }
+
     fn in_window(&self) -> CpuTime {
         let ns = |now: u64, before: u64| Duration::from_nanos(now.saturating_sub(before));
         CpuTime {
@@ -217,15 +240,23 @@ impl KnownCpu {
 }
 
 impl Cpu {
-    fn add_cpu(&mut self, now: CpuReading) {
+    fn add_cpu(&mut self, now: CpuReading, is_online: bool) {
         match self.cpus.binary_search_by_key(&now.cpu, |known| known.last.cpu) {
             Ok(index) => {
-                let last = &mut self.cpus[index].last;
+                let known = &mut self.cpus[index];
+                let before = known.last;
                 // absent while a CPU was just switching
-                last.idle_ns = last.idle_ns.max(now.idle_ns);
-                last.interrupted_ns = last.interrupted_ns.max(now.interrupted_ns);
+                known.last.idle_ns = before.idle_ns.max(now.idle_ns);
+                known.last.interrupted_ns = before.interrupted_ns.max(now.interrupted_ns);
+                if !is_online || !known.is_online {
+                    known.skip_since(before);
+                }
+                known.is_online = is_online;
             }
-            Err(index) => self.cpus.insert(index, KnownCpu { last: now, baseline: now }),
+            Err(index) if is_online => {
+                self.cpus.insert(index, KnownCpu { last: now, baseline: now, is_online });
+            }
+            Err(_) => {}
         }
     }
 
@@ -310,8 +341,9 @@ impl Collector for Cpu {
             per_cpu_offsets,
             slots,
             has_wait: false,
-            online_cpus: online_cpus()?,
+            online_cpus: OnlineCpus::read()?.count(),
             cpus: Vec::new(),
+            walked_cpus: Vec::new(),
             threads: Threads::default(),
         })
     }
@@ -344,6 +376,7 @@ impl Collector for Cpu {
 
     fn begin_walk(&mut self, _: crate::collect::collector::Read) -> Result<()> {
         self.threads.begin_walk();
+        self.walked_cpus.clear();
         Ok(())
     }
 
@@ -353,7 +386,7 @@ impl Collector for Cpu {
 
     fn system_record(&mut self, _: u16, record: &[u8], walk: &WalkTimes) -> Result<()> {
         let record = Record { kind: 0, bytes: record }.get()?;
-        self.add_cpu(CpuReading::new(record, walk));
+        self.walked_cpus.push(CpuReading::new(record, walk));
         Ok(())
     }
 
@@ -369,28 +402,36 @@ impl Collector for Cpu {
         }
         let record: &CpuTaskRecord = record.get()?;
         self.has_wait |= record.flags & cpu_task_flags::HAS_RUN_QUEUE_WAIT != 0;
-        let own = CpuCounters::of_task(record, walk);
+        let mut own = CpuCounters::of_task(record, walk);
+        if self.list_threads {
+            let running = record.flags & cpu_task_flags::RUNNING != 0;
+            let counted_at_ns = record.read_at_ns - ran_after_window_ns(record, walk);
+            let thread = self.threads.add(task, &own, running.then_some(counted_at_ns), walk);
+            // The same in both, so that threads add up to no more than their process.
+            own.ledger_ns = thread.ledger_ns;
+            own.run_queue_wait_ns = thread.run_queue_wait_ns;
+        }
         reading.add_task(&own, &CpuCounters::of(&record.dead));
         reading.gauges.threads += 1;
         reading.gauges.is_single = reading.gauges.threads == 1 && record.dead.sum_exec_ns == 0;
-        if self.list_threads {
-            let running = record.flags & cpu_task_flags::RUNNING != 0;
-            self.threads.add(task, own, running.then_some(record.read_at_ns));
-        }
         Ok(())
     }
 
-    fn end_walk(&mut self, walk: &WalkTimes, processes: &mut Readings<'_, Self>) -> Result<()> {
+    fn end_walk(&mut self, _: &WalkTimes, processes: &mut Readings<'_, Self>) -> Result<()> {
         for &index in processes.hidden {
             if let Some(counters) = from_procfs(processes.ids[index].pid) {
                 processes.readings[index].counters = counters;
             }
         }
         if self.list_threads {
-            self.threads.end_walk(walk);
+            self.threads.end_walk();
         }
         // CPUs come and go
-        self.online_cpus = online_cpus()?;
+        let online = OnlineCpus::read()?;
+        self.online_cpus = online.count();
+        for now in std::mem::take(&mut self.walked_cpus) {
+            self.add_cpu(now, online.contains(now.cpu));
+        }
         Ok(())
     }
 
@@ -414,9 +455,7 @@ impl Collector for Cpu {
     fn ended(&self, ended: &Ended<'_>) -> Option<Reading<Self>> {
         let mut counters = CpuCounters::of(&ended.record.cpu.totals);
         if let Some(settled) = ended.settled {
-            let mut now = CpuCounters::of(&settled.cpu);
-            now.charged_ns = counters.charged_ns;
-            counters = counters::max(&counters, &now);
+            counters = counters::max(&counters, &CpuCounters::of(&settled.cpu));
         }
         let is_single = ended.record.threads == 1;
         Some(Reading { counters, gauges: CpuGauges { threads: 0, is_single } })
@@ -453,6 +492,7 @@ impl Collector for Cpu {
 
     fn end_window(&mut self) {
         self.threads.rebase();
+        self.cpus.retain(|cpu| cpu.is_online);
         for cpu in &mut self.cpus {
             cpu.baseline = cpu.last;
         }

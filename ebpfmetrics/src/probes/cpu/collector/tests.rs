@@ -24,6 +24,7 @@ fn cpu() -> Cpu {
         has_wait: true,
         online_cpus: 2,
         cpus: Vec::new(),
+        walked_cpus: Vec::new(),
         threads: Threads::default(),
     }
 }
@@ -63,7 +64,7 @@ fn processes_have_sums_and_threads_their_own() {
     take(&mut cpu, &task(10, 12), &record(20, 100), &mut reading).unwrap();
     assert_eq!(reading.counters.ledger_ns, 125);
     assert!(!reading.gauges.is_single);
-    cpu.threads.end_walk(&WALK);
+    cpu.threads.end_walk();
     let threads: Vec<_> =
         cpu.threads.iter().map(|it| (it.id.tid, it.in_window().ledger_ns)).collect();
     assert_eq!(threads, [(10, 5), (12, 20)]);
@@ -157,6 +158,29 @@ fn idle_time_of_a_busy_cpu_needs_the_offset() {
     assert_eq!(idle(busy, None), None);
 }
 
+/// Case 21: an offline CPU counted as idle.
+#[test]
+fn a_cpu_is_not_idle_while_it_is_offline() {
+    let mut cpu = cpu();
+    let mut walk = |idle_ns, is_online| {
+        let now = CpuReading { cpu: 1, idle_ns: Some(idle_ns), interrupted_ns: 0 };
+        cpu.add_cpu(now, is_online);
+        let idle: Vec<_> = cpu.cpus.iter().map(|it| it.in_window().idle.unwrap().as_nanos()).collect();
+        idle
+    };
+    assert_eq!(walk(100, true), [0]);
+    assert_eq!(walk(150, true), [50]);
+    assert_eq!(walk(250, false), [50]);
+    assert_eq!(walk(350, false), [50]);
+    assert_eq!(walk(450, true), [50]);
+    assert_eq!(walk(460, true), [60]);
+    walk(470, false);
+    cpu.end_window();
+    assert!(cpu.cpus.is_empty());
+    cpu.add_cpu(CpuReading { cpu: 1, idle_ns: Some(480), interrupted_ns: 0 }, false);
+    assert!(cpu.cpus.is_empty());
+}
+
 #[test]
 fn records_of_unexpected_kind_and_size_are_errors() {
     let mut reading = Reading::default();
@@ -222,15 +246,33 @@ fn a_thread_that_becomes_the_leader_by_exec_keeps_its_baseline() {
     let counters = |ledger_ns| CpuCounters { ledger_ns, ..CpuCounters::default() };
     let thread = Task { address: 7, ..task(10, 12) };
     threads.begin_walk();
-    threads.add(&task(10, 10), counters(50), None);
-    threads.add(&thread, counters(300), None);
-    threads.end_walk(&WALK);
+    threads.add(&task(10, 10), &counters(50), None, &WALK);
+    threads.add(&thread, &counters(300), None, &WALK);
+    threads.end_walk();
     threads.rebase();
     threads.begin_walk();
-    threads.add(&Task { address: 7, ..task(10, 10) }, counters(310), None);
-    threads.end_walk(&WALK);
+    threads.add(&Task { address: 7, ..task(10, 10) }, &counters(310), None, &WALK);
+    threads.end_walk();
     let now: Vec<_> = threads.iter().map(|it| (it.id.tid, it.in_window().ledger_ns)).collect();
     assert_eq!(now, [(10, 10)]);
+}
+
+/// The estimate for a running thread may be some ns ahead, and is not taken back: nor in its
+/// process.
+#[test]
+fn threads_never_sum_to_more_than_their_process() {
+    let mut cpu = cpu();
+    let mut last = 0;
+    for (one, other) in [(50, 300), (47, 310), (60, 309)] {
+        cpu.threads.begin_walk();
+        let mut reading = Reading::default();
+        take(&mut cpu, &task(10, 10), &record(one, 0), &mut reading).unwrap();
+        take(&mut cpu, &task(10, 12), &record(other, 0), &mut reading).unwrap();
+        cpu.threads.end_walk();
+        let threads: u64 = cpu.threads.iter().map(|it| it.in_window().ledger_ns).sum();
+        last = reading.counters.ledger_ns.max(last);
+        assert_eq!(threads, last);
+    }
 }
 
 /// A thread that was not seen before had no bound.
@@ -242,8 +284,8 @@ fn a_new_thread_has_no_more_time_than_its_age() {
     for (window_start_ns, expected) in [(0, 100), (WALK.monotonic_ns, 0)] {
         let walk = WalkTimes { window_start_ns, ..WALK };
         threads.begin_walk();
-        threads.add(&new, CpuCounters { ledger_ns: 150, ..CpuCounters::default() }, None);
-        threads.end_walk(&walk);
+        threads.add(&new, &CpuCounters { ledger_ns: 150, ..CpuCounters::default() }, None, &walk);
+        threads.end_walk();
         let now: Vec<_> = threads.iter().map(|it| it.in_window().ledger_ns).collect();
         assert_eq!(now, [expected]);
         threads.rebase();
