@@ -154,6 +154,40 @@ pub fn fork_and_wait(pid: Option<u32>, child: impl FnOnce()) -> io::Result<(u32,
     Ok((forked as u32, wait_for(forked as u32)?))
 }
 
+/// Forks, of a process with one thread; the child ends after this.
+#[expect(unsafe_code, reason = "fork(2)")]
+pub fn fork(child: impl FnOnce()) -> io::Result<u32> {
+    // SAFETY: the callers have one thread, so the child may go on.
+    let forked = unsafe { libc::fork() };
+    if forked == 0 {
+        child();
+        // SAFETY: ends the child without running what belongs to the parent.
+        unsafe { libc::_exit(0) };
+    }
+    if forked < 0 { Err(io::Error::last_os_error()) } else { Ok(forked as u32) }
+}
+
+/// Waits until a child has ended, and leaves it as a zombie.
+pub fn wait_without_reaping(pid: u32) -> io::Result<()> {
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
+    let pid = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
+    waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)?;
+    Ok(())
+}
+
+/// Binds the calling thread to a CPU.
+pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(cpu);
+    Ok(rustix::thread::sched_setaffinity(None, &cpus)?)
+}
+
+/// Lets others run first.
+pub fn be_nice(increment: i32) {
+    let _ = rustix::process::nice(increment);
+}
+
 /// Waits for a child to end; returns what it used by wait4's rusage, in ns.
 #[expect(unsafe_code, reason = "wait4(2) tells what that one child used")]
 pub fn wait_for(pid: u32) -> io::Result<u64> {

@@ -16,8 +16,9 @@ mod slab_work;
 mod swap;
 
 pub use child::{
-    ChildrenUsage, Unchecked, Workload, adopt_orphans, die_with_parent, exit_thread, fork_and_wait,
-    in_pid_namespace, rusage_of_children, wait_for,
+    ChildrenUsage, Unchecked, Workload, adopt_orphans, be_nice, die_with_parent, exit_thread, fork,
+    fork_and_wait, in_pid_namespace, pin_to_cpu, rusage_of_children, wait_for,
+    wait_without_reaping,
 };
 pub use disk::{
     Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Swap, Zram, device_id, device_name,
@@ -28,11 +29,14 @@ pub use machine::{Kernel, emulated, hides_first_process, kernel, needs_kernel, p
 pub use memory::{MemStatus, smaps_rollup, statm_size};
 pub use memory_limit::MemoryLimit;
 pub use oracle::{
-    LoadedObjects, ProcStat, Schedstat, hidden_tasks_ns, loaded_objects, monotonic_ns, proc_stat,
+    LoadedObjects, ProcStat, ProgramStatistics, Schedstat, hidden_tasks_ns, loaded_objects, monotonic_ns, proc_stat,
     process_cpu_ns, schedstat, schedstat_of_thread, status_field, stolen_unseen_ns, thread_cpu_ns,
     thread_ids, total_idle,
 };
-pub use privilege::{Capability, hide_directory, keep_capabilities, limit_memlock, mount_cgroups};
+pub use privilege::{
+    Capability, Overlay, become_effective_user, become_user, enter_time_namespace,
+    hide_directory, keep_capabilities, limit_memlock, mount_cgroups,
+};
 pub use slab_trace::{SlabEvent, SlabTrace};
 pub use slab_work::{run_slab_command, skipped, slab_usage, wait_until_asleep};
 pub use swap::SwapFile;

@@ -111,6 +111,27 @@ pub fn hidden_tasks_ns(seen: impl Fn(u32) -> bool) -> BTreeMap<u32, u64> {
     pids.filter(|pid| !seen(*pid)).filter_map(|pid| Some((pid, process_cpu_ns(pid)?))).collect()
 }
 
+/// Has the kernel count how often BPF programs run, until this is dropped.
+pub struct ProgramStatistics {
+    before: String,
+}
+
+impl ProgramStatistics {
+    const PATH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+    pub fn enable() -> Self {
+        let before = fs::read_to_string(Self::PATH).unwrap();
+        fs::write(Self::PATH, "1").unwrap();
+        Self { before }
+    }
+}
+
+impl Drop for ProgramStatistics {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::PATH, &self.before);
+    }
+}
+
 /// Programs and maps in the kernel, by id.
 #[derive(Debug)]
 pub struct LoadedObjects {

@@ -45,6 +45,24 @@ pub fn keep_capabilities(keep: &[Capability]) -> io::Result<()> {
     }
 }
 
+/// Becomes another user, with no way back.
+#[expect(unsafe_code, reason = "setresuid(2)")]
+pub fn become_user(uid: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    unsafe {
+        check(libc::setgroups(0, std::ptr::null()))?;
+        check(libc::setresgid(uid, uid, uid))?;
+        check(libc::setresuid(uid, uid, uid))
+    }
+}
+
+/// Acts as another user, and stays what it is.
+#[expect(unsafe_code, reason = "setresuid(2)")]
+pub fn become_effective_user(uid: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::setresuid(libc::uid_t::MAX, uid, libc::uid_t::MAX) })
+}
+
 pub fn limit_memlock(bytes: u64) -> io::Result<()> {
     let limit = rustix::process::Rlimit { current: Some(bytes), maximum: Some(bytes) };
     rustix::process::setrlimit(rustix::process::Resource::Memlock, limit)?;
@@ -81,6 +99,65 @@ pub(crate) fn mount_with(kind: &str, path: &str, options: &str) -> io::Result<()
     let data = options.as_ptr().cast();
     // SAFETY: strings that outlive the call.
     check(unsafe { libc::mount(kind.as_ptr(), path.as_ptr(), kind.as_ptr(), 0, data) })
+}
+
+/// An overlay file system, unmounted when dropped.
+pub struct Overlay {
+    base: tempfile::TempDir,
+}
+
+impl Overlay {
+    pub fn mount() -> io::Result<Self> {
+        let base = tempfile::tempdir()?;
+        // an overlay on an overlay has no room for its work
+        mount("tmpfs", &base.path().display().to_string())?;
+        let this = Self { base };
+        let path = |name: &str| this.base.path().join(name).display().to_string();
+        for name in ["lower", "upper", "work", "all"] {
+            std::fs::create_dir(path(name))?;
+        }
+        use std::os::unix::fs::PermissionsExt as _;
+        let open = || std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(this.base.path(), open())?;
+        std::fs::set_permissions(path("upper"), open())?;
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            path("lower"),
+            path("upper"),
+            path("work")
+        );
+        mount_with("overlay", &path("all"), &options)?;
+        std::fs::set_permissions(path("all"), open())?;
+        Ok(this)
+    }
+
+    pub fn path(&self) -> std::path::PathBuf {
+        self.base.path().join("all")
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        for path in [self.path(), self.base.path().to_owned()] {
+            if let Ok(path) = CString::new(path.display().to_string()) {
+                #[expect(unsafe_code, reason = "umount2(2)")]
+                // SAFETY: a string that outlives the call.
+                unsafe {
+                    libc::umount2(path.as_ptr(), libc::MNT_DETACH);
+                }
+            }
+        }
+    }
+}
+
+/// Lets processes that are started from here on have clocks that are ahead by so many
+/// seconds.
+#[expect(unsafe_code, reason = "unshare(2)")]
+pub fn enter_time_namespace(ahead_s: u64) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::unshare(libc::CLONE_NEWTIME) })?;
+    let offsets = format!("monotonic {} 0\nboottime {ahead_s} 0\n", ahead_s / 2);
+    std::fs::write("/proc/self/timens_offsets", offsets)
 }
 
 /// Gives this process mounts of its own, with some cgroup file systems alone: each a

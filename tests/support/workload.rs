@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[path = "case_worker.rs"]
+mod case_worker;
 #[path = "cgroup_worker.rs"]
 mod cgroup_worker;
 #[path = "memory_worker.rs"]
@@ -57,6 +59,30 @@ enum Work {
     },
     /// Executes itself as `work-after`, on a line of input, and spins.
     Exec,
+    /// Tells its pid; then a thread that is not the first spins for so many ms and executes
+    /// this program again, which spins for as long.
+    ExecByThread { spin_ms: u64 },
+    /// Spins for so many ms in all, and ends.
+    SpinFor { spin_ms: u64 },
+    /// Two spinning processes on one CPU, one of them at nice 19; tells the pid of that.
+    Starving,
+    /// So many children that sleep; then spins.
+    Among { sleepers: u32 },
+    /// So many children of so many us each. On a line of input they are waited for, with so
+    /// many ms in between; then tells their rusage in ns.
+    ReapLate { count: u32, spin_us: u64, pause_ms: u64 },
+    /// So many children that nobody waits for; then as many of user 1000 as it is told,
+    /// each line of input. Tells the pids of these.
+    Zombies { count: u32 },
+    /// On a line of input, a child that starts a grandchild and ends at once; tells the pid
+    /// of the grandchild, which spins for so many ms, and waits.
+    DoubleFork { spin_ms: u64 },
+    /// Calls as user 1000 into a file system that takes the credentials of its mounter.
+    OnOverlay { directory: String },
+    /// Reads 40 children that end, as a process whose clocks are ahead by so many seconds.
+    InTimeNamespace { ahead_s: u64 },
+    /// Becomes the user 1000, and takes on the rights of root for file systems and back.
+    SwitchUser,
     /// Ends its first thread while another goes on to spin.
     LeaderExits,
     /// Does with memory what it is told, line by line; see `memory_worker`.
@@ -175,6 +201,24 @@ fn main() -> anyhow::Result<()> {
             std::os::unix::fs::symlink(this, &link)?;
             Err(Command::new(&link).args(["spin", "1"]).exec().into())
         }
+        Work::ExecByThread { spin_ms } => case_worker::exec_by_thread(spin_ms),
+        Work::SpinFor { spin_ms } => {
+            spin_for(Duration::from_millis(spin_ms));
+            tell("done")?;
+            loop {
+                thread::park();
+            }
+        }
+        Work::Starving => case_worker::starving(),
+        Work::Among { sleepers } => case_worker::among(sleepers),
+        Work::ReapLate { count, spin_us, pause_ms } => {
+            case_worker::reap_late(count, Duration::from_micros(spin_us), Duration::from_millis(pause_ms))
+        }
+        Work::Zombies { count } => case_worker::zombies(count),
+        Work::DoubleFork { spin_ms } => case_worker::double_fork(Duration::from_millis(spin_ms)),
+        Work::OnOverlay { directory } => case_worker::on_overlay(&directory),
+        Work::InTimeNamespace { ahead_s } => case_worker::in_time_namespace(ahead_s),
+        Work::SwitchUser => case_worker::switch_user(),
         Work::LeaderExits => {
             thread::spawn(|| {
                 thread::sleep(Duration::from_millis(50));

@@ -59,6 +59,10 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+typedef struct refcount_struct {
+	atomic_t refs;
+} refcount_t;
+
 typedef struct {
 	u32 val;
 } kuid_t;
@@ -157,6 +161,7 @@ struct thread_info {
 
 struct task_struct {
 	struct thread_info thread_info;
+	refcount_t usage;
 	unsigned int flags;
 	int on_rq;
 	int prio;

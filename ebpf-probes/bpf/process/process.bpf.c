@@ -182,7 +182,10 @@ struct process_settled_record {
 static __always_inline bool is_still(struct task_struct *task, u64 signal,
 				     const struct process_key *key)
 {
-	return BPF_CORE_READ(task, tgid) == (int)key->tgid &&
+	/* A task that has been freed still has its key until its memory is used again. Its
+	 * signal_struct was freed with it, and may be anything by now. */
+	return BPF_CORE_READ(task, usage.refs.counter) > 0 &&
+	       BPF_CORE_READ(task, tgid) == (int)key->tgid &&
 	       BPF_CORE_READ(task, start_boottime) == key->start_ns && signal_of(task) == signal;
 }
 
@@ -202,6 +205,8 @@ static __always_inline void write_settled(struct bpf_iter__bpf_map_elem *ctx,
 		return;
 	r.key = *key;
 	r.threads = BPF_CORE_READ(signal, nr_threads);
+	if (cpu_on && cpu_account_switches)
+		r.cpu.charged_ns = cpu_charged_to(cpu_owner((u64)signal, key->tgid), key->tgid);
 	r.cpu.sum_exec_ns = BPF_CORE_READ(signal, sum_sched_runtime);
 	r.cpu.user_ns = BPF_CORE_READ(signal, utime);
 	r.cpu.system_ns = BPF_CORE_READ(signal, stime);
@@ -219,7 +224,8 @@ static __always_inline void write_settled(struct bpf_iter__bpf_map_elem *ctx,
 		r.major_faults += BPF_CORE_READ(task, maj_flt);
 	}
 	/* released while it was read: its final record has the counters */
-	if (BPF_CORE_READ(signal, live.counter) || !is_still(task, (u64)signal, key))
+	if ((int)r.threads != BPF_CORE_READ(signal, nr_threads) ||
+	    !is_still(task, (u64)signal, key))
 		return;
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 }

@@ -151,6 +151,11 @@ pub trait Collector: Sized + Send + 'static {
         Self::Counters::zeroed()
     }
 
+    /// Completes the growth of the sum of [`overflow`](Self::overflow) over all CPUs.
+    fn complete_overflow(grown: &Self::Counters) -> Self::Counters {
+        *grown
+    }
+
     /// The public figures of a process. `gauges` is `None` for processes that are only
     /// counted together.
     fn usage(

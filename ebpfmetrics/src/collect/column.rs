@@ -6,7 +6,7 @@ use bytemuck::Zeroable as _;
 
 use super::{
     collector::{Collector, Ended, Progress, Read, Reading, Readings, Record, Span, Task, WalkTimes},
-    counters,
+    counters::{self, Counters},
     loading::WalkPart,
     table::STARTING_NS,
     walk::End,
@@ -49,10 +49,14 @@ pub(crate) trait Column: Any + Send {
     fn fold(&mut self, index: usize);
     /// A process leaves the table.
     fn leave(&mut self, index: usize, id: ProcessId);
-    /// Takes the counters of a process since its start out of the overflow.
-    fn subtract_from_overflow(&mut self, index: usize);
-    /// Takes in the kernel's own overflow since loading.
+    /// Takes in the kernel's own overflow since loading. It is not reported yet.
     fn overflow(&mut self, records: &[ProcessOverflowRecord]);
+    /// Separates the kernel's overflow so far from what comes later.
+    fn hold_overflow(&mut self);
+    /// Takes the counters of a process since its start out of the kernel's overflow.
+    fn subtract_from_overflow(&mut self, index: usize);
+    /// Reports what was separated by `hold_overflow`; whether nothing came later.
+    fn release_overflow(&mut self, is_last: bool);
     /// Deletes what the probe keeps of processes that have left the table.
     fn forget(&mut self, gone: &[ProcessKey]) -> Result<()>;
 
@@ -115,6 +119,8 @@ struct Cell<C: Collector> {
     gauges: C::Gauges,
     /// Nothing has been taken in yet.
     is_new: bool,
+    /// It was gone when the probe was added: what its final record says is of before.
+    starts_late: bool,
 }
 
 impl<C: Collector> Default for Cell<C> {
@@ -124,6 +130,7 @@ impl<C: Collector> Default for Cell<C> {
             baseline: C::Counters::zeroed(),
             gauges: C::Gauges::default(),
             is_new: true,
+            starts_late: false,
         }
     }
 }
@@ -138,12 +145,30 @@ impl<C: Collector> Cell<C> {
             walk,
         };
         self.last = collector.advance(&progress, &now);
+        if std::mem::take(&mut self.starts_late) {
+            self.baseline = self.last;
+        }
         let before = std::mem::take(&mut self.gauges);
         self.gauges = C::follow(&before, now.gauges);
     }
 
     fn in_window(&self) -> C::Counters {
         counters::subtract(&self.last, &self.baseline)
+    }
+}
+
+/// The kernel's overflow that is not reported yet, see
+/// [`ProcessTable`](super::table::ProcessTable).
+struct HeldOverflow<C> {
+    older: C,
+    newer: C,
+    /// What processes with a row of their own had used, to be subtracted.
+    known: C,
+}
+
+impl<C: Counters> HeldOverflow<C> {
+    fn none() -> Self {
+        Self { older: C::zeroed(), newer: C::zeroed(), known: C::zeroed() }
     }
 }
 
@@ -157,6 +182,8 @@ pub(crate) struct TypedColumn<C: Collector> {
     overflow: C::Counters,
     /// The kernel's overflow since loading.
     kernel_overflow: C::Counters,
+    /// Of this, what is not reported yet.
+    held: HeldOverflow<C::Counters>,
     window_start_ns: u64,
     /// Losses since loading: now, and at the start of the window.
     losses: Vec<u64>,
@@ -175,6 +202,7 @@ impl<C: Collector> TypedColumn<C> {
             readings: Vec::new(),
             overflow: C::Counters::zeroed(),
             kernel_overflow: C::Counters::zeroed(),
+            held: HeldOverflow::none(),
             window_start_ns: 0,
             losses: Vec::new(),
             losses_before: Vec::new(),
@@ -336,20 +364,34 @@ impl<C: Collector> Column for TypedColumn<C> {
         self.collector.left(id, &self.cells[index].last);
     }
 
-    fn subtract_from_overflow(&mut self, index: usize) {
-        if C::COUNTS.is_some() {
-            return; // the kernel's overflow has nothing of this probe
-        }
-        self.overflow = counters::subtract(&self.overflow, &self.cells[index].last);
-    }
-
     fn overflow(&mut self, records: &[ProcessOverflowRecord]) {
         let now = records.iter().map(C::overflow).fold(C::Counters::zeroed(), |sum, of_cpu| {
             counters::add(&sum, &of_cpu)
         });
         let grown = counters::subtract(&now, &self.kernel_overflow);
-        self.overflow = counters::add(&self.overflow, &grown);
+        self.held.newer = counters::add(&self.held.newer, &grown);
         self.kernel_overflow = now;
+    }
+
+    fn hold_overflow(&mut self) {
+        self.held.older = std::mem::replace(&mut self.held.newer, C::Counters::zeroed());
+    }
+
+    fn subtract_from_overflow(&mut self, index: usize) {
+        if C::COUNTS.is_some() {
+            return; // the kernel's overflow has nothing of this probe
+        }
+        self.held.known = counters::add(&self.held.known, &self.cells[index].last);
+    }
+
+    fn release_overflow(&mut self, is_last: bool) {
+        let held = std::mem::replace(&mut self.held.older, C::Counters::zeroed());
+        let released = C::complete_overflow(&counters::subtract(&held, &self.held.known));
+        self.held.known = match is_last {
+            true => C::Counters::zeroed(),
+            false => counters::subtract(&self.held.known, &held),
+        };
+        self.overflow = counters::add(&self.overflow, &released);
     }
 
     fn forget(&mut self, gone: &[ProcessKey]) -> Result<()> {
@@ -461,6 +503,7 @@ impl<C: Collector> Column for TypedColumn<C> {
         self.overflow = C::Counters::zeroed();
         for cell in &mut self.cells {
             cell.baseline = cell.last;
+            cell.starts_late = cell.is_new;
             C::rebase(&mut cell.gauges);
         }
         self.collector.end_window();

@@ -62,11 +62,13 @@ pub(crate) struct Options {
     pub(crate) cgroup_hierarchy: Option<CgroupHierarchy>,
     pub(crate) max_exited: u32,
     pub(crate) max_ended: u32,
+    /// Fewer than usual, in tests.
+    pub(crate) max_filtered: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { filter: Filter::All, cgroup_hierarchy: None, max_exited: 8192, max_ended: 32_768 }
+        Self { filter: Filter::All, cgroup_hierarchy: None, max_exited: 8192, max_ended: 32_768, max_filtered: super::filter::MAX_PROCESSES }
     }
 }
 
@@ -122,7 +124,7 @@ impl Engine {
         let loader = ObjectLoader::new(PROCESS, ebpf_probes::PROCESS)
             .override_global("cgroup_hierarchy", cgroup_number)
             .map_max_entries("ended", options.max_ended);
-        let loader = filter.size_maps(filter.configure(loader));
+        let loader = filter.size_maps(filter.configure(loader), options.max_filtered);
         let mut base = without_probe_maps(loader).load(kernel)?;
         let walk_program = walk_program(kernel);
         let handlers =
@@ -169,6 +171,11 @@ impl Engine {
         }
         engine.end_window();
         Ok(engine)
+    }
+
+    #[cfg(test)]
+    pub(super) fn base(&self) -> &Object {
+        &self.base
     }
 
     pub(crate) fn cgroup_hierarchy(&self) -> &CgroupHierarchy {
@@ -283,6 +290,8 @@ impl Engine {
                 true => self.scheduler_offset()?,
                 false => None,
             };
+        // Before the walk: what is in here has left the walk.
+        let overflow = self.base.per_cpu_element::<ProcessOverflowRecord>("overflow", 0)?;
         self.buffer.fill(&mut self.handlers.iterate(self.walk_program)?)?;
         let columns = &self.columns;
         self.walked.read(&self.buffer, |head| is_system_record(columns, head))?;
@@ -307,7 +316,7 @@ impl Engine {
             buffer: &self.buffer,
             ends: &ends,
             creators: self.base.lookup_and_delete_batch("creators")?,
-            overflow: &self.base.per_cpu_element::<ProcessOverflowRecord>("overflow", 0)?,
+            overflow: &overflow,
             hidden: &hidden,
         };
         let gone = self.table.update(observed, &walk, &mut self.columns)?;

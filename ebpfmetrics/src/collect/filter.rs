@@ -75,7 +75,7 @@ impl SharedFilter {
 }
 
 /// Room for this many processes at a time.
-const MAX_PROCESSES: u32 = 16_384;
+pub(super) const MAX_PROCESSES: u32 = 16_384;
 /// `KNOWN_CGROUPS`
 const KNOWN_CGROUPS: u32 = 256;
 
@@ -110,10 +110,10 @@ impl Filter {
     }
 
     /// Sizes the maps of the filter, in the object that creates them.
-    pub(super) fn size_maps(&self, loader: ObjectLoader) -> ObjectLoader {
+    pub(super) fn size_maps(&self, loader: ObjectLoader, max_filtered: u32) -> ObjectLoader {
         match self {
             Self::All => loader,
-            Self::Processes(_) | Self::Tree(_) => loader.map_max_entries("filtered", MAX_PROCESSES),
+            Self::Processes(_) | Self::Tree(_) => loader.map_max_entries("filtered", max_filtered),
             Self::Cgroup(_) => loader.map_max_entries("known_cgroups", KNOWN_CGROUPS),
         }
     }
@@ -215,4 +215,92 @@ fn family(root: u32, processes: &[ProcessParentRecord]) -> HashSet<ProcessKey> {
         }
     }
     members
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        os::unix::process::CommandExt as _,
+        process::{Child, Command, Stdio},
+    };
+
+    use super::*;
+    use crate::{
+        collect::engine::{Engine, Options},
+        kernel::Kernel,
+        record::{ProcessLoss, RecordHead},
+    };
+
+    fn process(pid: u32, start_ns: u64, parent: (u32, u64)) -> ProcessParentRecord {
+        let key = |(tgid, start_ns)| ProcessKey { start_ns, tgid, padding: 0 };
+        let head = RecordHead { section: 0, kind: 7, size: 0 };
+        ProcessParentRecord { head, process: key((pid, start_ns)), parent: key(parent) }
+    }
+
+    #[test]
+    fn a_family_goes_by_parents_and_their_starts() {
+        let processes = [
+            process(2, 50, (12, 40)), // pids have wrapped around
+            process(10, 10, (1, 0)),
+            process(12, 40, (10, 10)),
+            process(13, 45, (10, 9)), // of another that had the pid
+            process(20, 20, (1, 0)),
+        ];
+        let members = |root| {
+            let mut pids: Vec<_> = family(root, &processes).iter().map(|key| key.tgid).collect();
+            pids.sort_unstable();
+            pids
+        };
+        assert_eq!(members(10), [2, 10, 12]);
+        assert_eq!(members(20), [20]);
+        assert_eq!(members(99), [0_u32; 0]);
+    }
+
+    /// A shell that starts processes on a line of input. Ends with them.
+    struct Shell(Child);
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            let group = rustix::process::Pid::from_child(&self.0);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn children_that_find_no_room_are_counted() {
+        let start = "read go; for i in 1 2 3 4; do sleep 60 & done; echo started; wait";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", start]).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = Shell(shell.spawn().unwrap());
+        let kernel = Kernel::read().unwrap();
+        let options =
+            Options { filter: Filter::tree(shell.0.id()), max_filtered: 3, ..Options::default() };
+        let engine = Engine::load(options, &kernel).unwrap();
+        let filtered = || {
+            let all: Vec<(u32, u64)> = engine.base().lookup_batch("filtered").unwrap();
+            all.len()
+        };
+        assert_eq!(filtered(), 1);
+        writeln!(shell.0.stdin.as_mut().unwrap(), "go").unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!((line.as_str(), filtered()), ("started\n", 3));
+        let losses = engine.base().losses("process_losses", ProcessLoss::ALL.len()).unwrap();
+        assert_eq!(losses, [0, 0, 2]);
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_is_an_error() {
+        let kernel = Kernel::read().unwrap();
+        for pids in [vec![], (1..=MAX_PROCESSES + 1).collect(), vec![u32::MAX]] {
+            let kind = match pids.len() {
+                1 => ErrorKind::NoSuchProcess,
+                _ => ErrorKind::InvalidOption,
+            };
+            let options = Options { filter: Filter::processes(pids), ..Options::default() };
+            assert_eq!(Engine::load(options, &kernel).err().unwrap().kind(), kind);
+        }
+    }
 }

@@ -11,6 +11,8 @@ pub(crate) mod harness;
 mod hidden;
 mod loading;
 mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 mod walk;
 
 pub(crate) use column::program_costs;

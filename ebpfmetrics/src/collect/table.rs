@@ -11,7 +11,7 @@
 //! before. Counters are never reported twice, because the entry stays until the kernel has
 //! nothing more to say about the process.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use super::{
     collector::{Task, WalkTimes},
@@ -38,11 +38,23 @@ enum Phase {
     Vanished { since_ns: u64 },
     Ended {
         since_ns: u64,
-        /// It has a row in this window.
-        has_row: bool,
+        shown: Shown,
+        /// All that the kernel has said about it so far has been reported.
+        is_complete: bool,
+        /// Its counters have been read after all its threads were gone: no more will come.
+        is_settled: bool,
         /// The kernel has nothing more to say about it.
         is_final: bool,
     },
+}
+
+/// Where an ended process is in this window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    /// Nowhere: it ended in an earlier window, and nothing was added.
+    Nowhere,
+    InRow,
+    InOverflow,
 }
 
 #[derive(Clone, Debug)]
@@ -107,8 +119,22 @@ pub(super) struct ProcessTable {
     overflow: u64,
     /// The kernel's own count since loading.
     kernel_overflow: u64,
+    held: HeldOverflow,
     exit_record_missing: u64,
     recent: Recent,
+}
+
+/// Processes of the kernel's overflow that are not reported yet. The columns hold back their
+/// counters.
+#[derive(Debug, Default)]
+struct HeldOverflow {
+    /// Complete since this moment; `None` if there are none.
+    since_ns: Option<u64>,
+    older: u64,
+    /// That came since then.
+    newer: u64,
+    /// Of all of these, those that have a row of their own.
+    known: u64,
 }
 
 /// Information on processes that left the table, of the last ones.
@@ -149,6 +175,7 @@ impl ProcessTable {
             creators: HashMap::new(),
             overflow: 0,
             kernel_overflow: 0,
+            held: HeldOverflow::default(),
             exit_record_missing: 0,
             recent: Recent::default(),
         }
@@ -172,7 +199,7 @@ impl ProcessTable {
     /// Processes with a row in the window, by their place, in ascending order of id.
     pub(super) fn rows(&self) -> impl Iterator<Item = (usize, ProcessId, ProcessInfo)> + '_ {
         let has_row = |entry: &Entry| match entry.phase {
-            Phase::Ended { has_row, .. } => has_row,
+            Phase::Ended { shown, .. } => shown == Shown::InRow,
             Phase::Alive | Phase::Vanished { .. } => true,
         };
         let rows = self.entries.iter().enumerate().filter(move |(_, entry)| has_row(entry));
@@ -210,10 +237,12 @@ impl ProcessTable {
         let in_time = |id: &ProcessId| id.start_time_ns <= walk.boottime_ns;
         let ends = || {
             let ends = observed.ends.iter().filter(|end| in_time(&end.id));
-            ends.filter(|end| !is_first && end.id.start_time_ns >= began_ns)
+            let is_of_a_window =
+                |end: &&End| !is_first && end.id.start_time_ns >= began_ns && !self.has_left(end.id);
+            ends.filter(is_of_a_window).map(|end| end.id).collect::<Vec<_>>()
         };
         let walked = observed.walked.processes.iter().filter(|(id, _)| in_time(id)).copied();
-        let (places, seen) = self.merge(walked, ends().map(|end| end.id), walk.monotonic_ns);
+        let (places, seen) = self.merge(walked, ends().into_iter(), walk.monotonic_ns);
         let came_late = |id: &ProcessId, walked_ns| {
             self.admits_late && !is_first && id.start_time_ns + STARTING_NS < walked_ns
         };
@@ -244,8 +273,9 @@ impl ProcessTable {
         }
 
         let mut gone = self.take_ends(observed.ends, began_ns, &seen, &late, walk, columns);
-        self.take_overflow(observed.overflow, observed.ends, columns);
+        self.take_overflow(observed.overflow, walk.monotonic_ns, columns);
         gone.extend(self.time_out(observed.ends, walk.monotonic_ns, columns));
+        self.release_overflow(observed.ends, walk.monotonic_ns, columns);
         late.iter().for_each(|index| self.entries[*index].is_late = false);
         self.walked_ns = walk.boottime_ns;
         self.creators.retain(|_, (_, reads)| {
@@ -370,8 +400,12 @@ impl ProcessTable {
         for end in ends {
             let is_released = end.record.flags & ended_flags::RELEASED != 0;
             let Ok(index) = self.ids.binary_search(&end.id) else {
-                // It ended before the first walk, or began after this one.
-                if is_released && (end.id.start_time_ns < began_ns || self.walked_ns == 0) {
+                // It ended before the first walk, was settled without this record, or began
+                // after this walk.
+                let is_of_no_window = end.id.start_time_ns < began_ns
+                    || self.walked_ns == 0
+                    || self.has_left(end.id);
+                if is_released && is_of_no_window {
                     gone.push(end.key);
                 }
                 continue;
@@ -395,12 +429,23 @@ impl ProcessTable {
                 Phase::Vanished { since_ns } | Phase::Ended { since_ns, .. } => since_ns,
                 Phase::Alive => walk.monotonic_ns,
             };
-            let had_row = matches!(before, Phase::Ended { has_row: true, .. });
-            let was_ended = matches!(before, Phase::Ended { .. });
-            entry.phase = Phase::Ended { since_ns, has_row: had_row, is_final };
+            let shown = match before {
+                Phase::Ended { shown, .. } => Some(shown),
+                Phase::Alive | Phase::Vanished { .. } => None,
+            };
+            let phase_shown = shown.unwrap_or(Shown::Nowhere);
+            let was_settled = matches!(before, Phase::Ended { is_settled: true, .. });
+            let is_settled = was_settled || end.settled.is_some_and(|it| it.threads == 0);
+            entry.phase =
+                Phase::Ended { since_ns, shown: phase_shown, is_complete, is_settled, is_final };
             let has_usage = columns.iter().any(|(_, column)| column.has_usage(index));
-            if !had_row && (!was_ended || has_usage) {
-                self.show_ended(index, columns);
+            match shown {
+                Some(Shown::InRow) => {}
+                Some(Shown::InOverflow) => {
+                    columns.iter_mut().for_each(|(_, column)| column.fold(index));
+                }
+                Some(Shown::Nowhere) if !has_usage => {}
+                Some(Shown::Nowhere) | None => self.show_ended(index, columns),
             }
             if is_final {
                 gone.push(end.key);
@@ -411,47 +456,84 @@ impl ProcessTable {
 
     /// Gives an ended process a row, if there is room; else it is counted with others.
     fn show_ended(&mut self, index: usize, columns: &mut [(u64, Box<dyn Column>)]) {
-        if self.exited_rows < self.max_exited {
+        let place = if self.exited_rows < self.max_exited {
             self.exited_rows += 1;
-            if let Phase::Ended { has_row, .. } = &mut self.entries[index].phase {
-                *has_row = true;
-            }
+            Shown::InRow
         } else {
             self.overflow += 1;
             columns.iter_mut().for_each(|(_, column)| column.fold(index));
+            Shown::InOverflow
+        };
+        if let Phase::Ended { shown, .. } = &mut self.entries[index].phase {
+            *shown = place;
         }
     }
 
     /// Takes in what the kernel counted of processes that `ended` had no room for.
     ///
-    /// A process known before is among them if it is gone without a final record. What is
-    /// known of it keeps its own row and leaves the sum, which has all that it ever used.
+    /// A process known before may be among them: one that is gone without a final record. The
+    /// kernel counted all that it ever used, of which a part has been reported. It is in the
+    /// kernel's sum after a release, at most [`RELEASE_TIMEOUT_NS`] after it vanished; which
+    /// part of the sum is its own is not known. So a sum is held back until every process
+    /// that could be in it has been settled, and what these had is subtracted.
     fn take_overflow(
         &mut self,
         overflow: &[ProcessOverflowRecord],
-        ends: &[End],
+        now_ns: u64,
         columns: &mut [(u64, Box<dyn Column>)],
     ) {
         let now: u64 = overflow.iter().map(|record| record.processes).sum();
-        let mut unmatched = now.saturating_sub(self.kernel_overflow);
+        let grown = now.saturating_sub(self.kernel_overflow);
         self.kernel_overflow = now;
         columns.iter_mut().for_each(|(_, column)| column.overflow(overflow));
-        self.overflow += unmatched;
-        if unmatched == 0 {
+        self.held.newer += grown;
+        if self.held.since_ns.is_none() {
+            self.hold_newer(now_ns, columns);
+        }
+    }
+
+    /// Waits for the processes that could be in the sum so far.
+    fn hold_newer(&mut self, now_ns: u64, columns: &mut [(u64, Box<dyn Column>)]) {
+        let newer = std::mem::take(&mut self.held.newer);
+        if newer == 0 {
             return;
         }
-        let awaited: HashSet<_> = ends.iter().map(|end| end.id).collect();
-        for index in 0..self.entries.len() {
-            let entry = &self.entries[index];
-            let Phase::Vanished { since_ns } = entry.phase else { continue };
-            if unmatched == 0 || awaited.contains(&entry.id) {
-                continue;
+        self.held.older = newer;
+        self.held.since_ns = Some(now_ns);
+        columns.iter_mut().for_each(|(_, column)| column.hold_overflow());
+    }
+
+    /// Reports the sums that no process without a final record can be in any more.
+    fn release_overflow(
+        &mut self,
+        ends: &[End],
+        now_ns: u64,
+        columns: &mut [(u64, Box<dyn Column>)],
+    ) {
+        while let Some(held_ns) = self.held.since_ns {
+            let could_be_in_it = |entry: &Entry| match entry.phase {
+                Phase::Vanished { since_ns } => since_ns <= held_ns && !has_end(ends, entry.id),
+                Phase::Alive | Phase::Ended { .. } => false,
+            };
+            if self.entries.iter().any(could_be_in_it) {
+                return;
             }
-            unmatched -= 1;
-            self.overflow -= 1;
-            columns.iter_mut().for_each(|(_, column)| column.subtract_from_overflow(index));
-            self.settle(index, since_ns, columns);
+            self.held.since_ns = None;
+            let known = self.held.known.min(self.held.older);
+            self.held.known -= known;
+            self.overflow += self.held.older - known;
+            let is_last = self.held.newer == 0;
+            if is_last {
+                self.held.known = 0;
+            }
+            columns.iter_mut().for_each(|(_, column)| column.release_overflow(is_last));
+            self.hold_newer(now_ns, columns);
         }
+    }
+
+    /// Whether a process has been settled and is not in the table any more.
+    fn has_left(&self, id: ProcessId) -> bool {
+        self.recent.infos.contains_key(&id)
     }
 
     /// Settles processes of which nothing more will come, with the best that is known.
@@ -467,10 +549,23 @@ impl ProcessTable {
             let Entry { id, phase, .. } = self.entries[index];
             match phase {
                 Phase::Vanished { since_ns } if is_overdue(since_ns, now_ns) => {
-                    self.exit_record_missing += 1;
+                    let held = self.held.older + self.held.newer;
+                    let may_be_held = held > 0 && !has_end(ends, id);
+                    if may_be_held {
+                        // Too much is subtracted if its release was not seen: better a counted
+                        // loss than figures that are reported twice.
+                        columns
+                            .iter_mut()
+                            .for_each(|(_, column)| column.subtract_from_overflow(index));
+                    }
+                    if may_be_held && self.held.known < held {
+                        self.held.known += 1;
+                    } else {
+                        self.exit_record_missing += 1;
+                    }
                     self.settle(index, since_ns, columns);
                 }
-                Phase::Ended { since_ns, has_row, is_final: false }
+                Phase::Ended { since_ns, shown, is_complete: true, is_settled, is_final: false }
                     if is_overdue(since_ns, now_ns) =>
                 {
                     let end = ends.binary_search_by_key(&id, |end| end.id).map(|at| &ends[at]);
@@ -484,11 +579,11 @@ impl ProcessTable {
                     }
                     // Its release was not seen. If its counters were read after it was
                     // unhashed they are complete all the same.
-                    if end.is_ok_and(|end| end.settled.is_none()) {
+                    if !is_settled {
                         self.exit_record_missing += 1;
                     }
                     self.entries[index].phase =
-                        Phase::Ended { since_ns, has_row, is_final: true };
+                        Phase::Ended { since_ns, shown, is_complete: true, is_settled, is_final: true };
                     gone.push(end.map_or(id.into(), |end| end.key));
                 }
                 _ => {}
@@ -500,7 +595,13 @@ impl ProcessTable {
     fn settle(&mut self, index: usize, since_ns: u64, columns: &mut [(u64, Box<dyn Column>)]) {
         let entry = &mut self.entries[index];
         entry.info.exited = true;
-        entry.phase = Phase::Ended { since_ns, has_row: false, is_final: true };
+        entry.phase = Phase::Ended {
+            since_ns,
+            shown: Shown::Nowhere,
+            is_complete: true,
+            is_settled: false,
+            is_final: true,
+        };
         self.show_ended(index, columns);
     }
 
@@ -521,7 +622,7 @@ impl ProcessTable {
                     gone.push(entry.id.into());
                     return false;
                 }
-                Phase::Ended { has_row, .. } => *has_row = false,
+                Phase::Ended { shown, .. } => *shown = Shown::Nowhere,
                 Phase::Alive | Phase::Vanished { .. } => {}
             }
             from.push(Some(at));
@@ -535,6 +636,10 @@ impl ProcessTable {
         }
         gone
     }
+}
+
+fn has_end(ends: &[End], id: ProcessId) -> bool {
+    ends.binary_search_by_key(&id, |end| end.id).is_ok()
 }
 
 fn is_overdue(since_ns: u64, now_ns: u64) -> bool {
@@ -571,52 +676,6 @@ fn find(columns: &mut [(u64, Box<dyn Column>)], section: u16) -> Option<&mut dyn
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn id(pid: u32) -> ProcessId {
-        ProcessId { pid, start_time_ns: 1 }
-    }
-
-    fn pids() -> impl Strategy<Value = BTreeSet<u32>> {
-        prop::collection::btree_set(1_u32..30, 0..30)
-    }
-
-    proptest! {
-        /// Whichever processes come and go, every process has one entry, and its cell stays
-        /// its own.
-        #[test]
-        fn cells_follow_their_process(
-            walks in prop::collection::vec((pids(), pids()), 1..6),
-        ) {
-            let mut table = ProcessTable::new(8, false, true);
-            let mut known = BTreeSet::new();
-            for (walked, ended) in walks {
-                let before = table.ids.clone();
-                let infos = walked.iter().map(|&pid| {
-                    let mut info = ProcessInfo::default();
-                    info.namespace_pid = pid;
-                    (id(pid), info)
-                });
-                let (places, seen) = table.merge(infos, ended.iter().map(|&pid| id(pid)), 1);
-                known.extend(walked.iter().chain(&ended).copied());
-                prop_assert!(table.ids.iter().map(|id| id.pid).eq(known.iter().copied()));
-                prop_assert!(table.ids.iter().eq(table.entries.iter().map(|entry| &entry.id)));
-                let kept = (0..places.kept).map(Some);
-                let from: Vec<_> = kept.chain(places.from.iter().copied()).collect();
-                prop_assert_eq!(from.len(), table.ids.len());
-                for (index, entry) in table.entries.iter().enumerate() {
-                    let place = before.binary_search(&entry.id).ok();
-                    prop_assert_eq!(from[index], place);
-                    let alive = walked.contains(&entry.id.pid);
-                    prop_assert_eq!((seen[index], entry.phase == Phase::Alive), (alive, alive));
-                    prop_assert!(!alive || entry.info.namespace_pid == entry.id.pid);
-                }
-            }
-        }
-    }
-}
+mod places;
+#[cfg(test)]
+mod tests;

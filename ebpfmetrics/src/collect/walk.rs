@@ -295,3 +295,185 @@ impl ProcessInfoRecord {
         info
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{KIND_SYSTEM, SECTION, WalkBytes, end, head, id, settled},
+        *,
+    };
+
+    fn record(kind: u16, section: u16, body: &[u8]) -> Vec<u8> {
+        let size = (size_of::<RecordHead>() + body.len()) as u32;
+        [bytemuck::bytes_of(&RecordHead { section, kind, size }), body].concat()
+    }
+
+    /// Returns at most so many bytes at a time.
+    struct Pieces<'a>(&'a [u8], usize);
+
+    impl io::Read for Pieces<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let most = self.1.min(buffer.len());
+            self.0.read(&mut buffer[..most])
+        }
+    }
+
+    fn split(walk: &WalkBytes) -> Result<(Walked, RecordBuffer)> {
+        let buffer = walk.buffer();
+        let mut walked = Walked::default();
+        walked.read(&buffer, |head| head.kind == KIND_SYSTEM)?;
+        Ok((walked, buffer))
+    }
+
+    #[test]
+    fn records_are_whole_whatever_the_pieces() {
+        let bytes =
+            [record(1, 7, b"aaaaaaaa"), record(2, 8, b""), record(3, 7, b"bbbbbbbb")].concat();
+        let mut buffer = RecordBuffer::default();
+        for most in [1, 7, 8, 9, 12, 13, 100, 3, 100] {
+            buffer.fill(&mut Pieces(&bytes, most)).unwrap();
+            let records: Vec<_> = buffer.records().map(Result::unwrap).collect();
+            let records: Vec<_> = (records.iter())
+                .map(|it| (it.head.section, it.head.kind, &buffer.get(*it)[8..]))
+                .collect();
+            assert_eq!(
+                records,
+                [(7, 1, &b"aaaaaaaa"[..]), (8, 2, &b""[..]), (7, 3, &b"bbbbbbbb"[..])]
+            );
+        }
+        buffer.fill(&mut &record(4, 8, b"cccccccc")[..]).unwrap();
+        assert_eq!(buffer.records().count(), 1, "the previous contents are gone");
+    }
+
+    #[test]
+    fn what_exceeds_a_piece_is_read_whole() {
+        let one = record(1, 7, &[5; 4088]);
+        let mut buffer = RecordBuffer::default();
+        buffer.fill(&mut &one.repeat(100)[..]).unwrap();
+        assert!(buffer.records().all(|it| buffer.get(it.unwrap()) == one));
+        assert_eq!(buffer.records().count(), 100);
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let whole = record(1, 7, b"aaaaaaaa");
+        let mut buffer = RecordBuffer::default();
+        let check = |buffer: &RecordBuffer| {
+            let error = buffer.records().find_map(Result::err).expect("an error");
+            assert_eq!(error.kind(), ErrorKind::InvalidRecord);
+            let mut walked = Walked::default();
+            assert!(walked.read(buffer, |_| false).is_err());
+            assert!(read_ends(buffer).is_err());
+        };
+        for length in 1..whole.len() {
+            buffer.fill(&mut &whole[..length]).unwrap();
+            check(&buffer);
+        }
+        for size in [0, 7, 9, 12, u32::MAX] {
+            let wrong = RecordHead { section: 7, kind: 1, size };
+            buffer.fill(&mut &[bytemuck::bytes_of(&wrong), &[0; 8]].concat()[..]).unwrap();
+            check(&buffer);
+        }
+        buffer.fill(&mut &whole[..]).unwrap();
+        assert_eq!(buffer.records().count(), 1);
+    }
+
+    #[test]
+    fn a_walk_is_split_into_tasks_with_their_records() {
+        let mut walk = WalkBytes::at(70);
+        walk.process(id(5, 50), 1);
+        walk.count(2, 0);
+        walk.system(9);
+        walk.thread(id(5, 50), 6);
+        walk.count(3, 0);
+        walk.leader(id(8, 80));
+        let (walked, buffer) = split(&walk).unwrap();
+        assert_eq!((walked.monotonic_ns, walked.boottime_ns), (70, 70));
+        assert_eq!(walked.processes.iter().map(|(id, _)| id.pid).collect::<Vec<_>>(), [5, 8]);
+        let tasks: Vec<_> = (walked.tasks.iter())
+            .map(|task| (task.thread.tid, task.process.pid, task.is_leader, task.records.len()))
+            .collect();
+        assert_eq!(tasks, [(5, 5, true, 2), (6, 5, false, 1), (8, 8, true, 0)]);
+        assert_eq!((walked.records.len(), walked.system.len()), (3, 1));
+        assert_eq!(buffer.get(walked.system[0])[8], 9);
+        assert!(walked.records.iter().all(|it| it.head.section == SECTION));
+    }
+
+    #[test]
+    fn a_task_that_is_being_released_is_left_out() {
+        let mut walk = WalkBytes::at(70);
+        walk.process(id(5, 50), 1);
+        walk.thread(id(5, 50), 6);
+        walk.count(3, 0);
+        walk.void();
+        walk.process(id(8, 80), 1);
+        walk.void();
+        walk.process(id(9, 90), 4);
+        let (walked, _) = split(&walk).unwrap();
+        assert_eq!(walked.processes.iter().map(|(id, _)| id.pid).collect::<Vec<_>>(), [5, 9]);
+        let tasks: Vec<_> = walked.tasks.iter().map(|task| task.records.clone()).collect();
+        assert_eq!(tasks, [0..1, 1..2]);
+        assert_eq!(walked.records.len(), 2);
+        let mut alone = WalkBytes::at(70);
+        alone.void();
+        assert!(split(&alone).unwrap().0.tasks.is_empty());
+    }
+
+    #[test]
+    fn processes_are_sorted_and_unique_although_pids_wrap() {
+        let mut walk = WalkBytes::at(70);
+        walk.thread(id(9, 10), 3);
+        for (pid, start) in [(9, 10), (5, 50), (5, 40), (9, 10)] {
+            walk.leader(id(pid, start));
+        }
+        let (walked, _) = split(&walk).unwrap();
+        let ids: Vec<_> = walked.processes.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, [id(5, 40), id(5, 50), id(9, 10)]);
+        assert!(!walked.tasks[0].is_leader, "a thread may come before its leader");
+    }
+
+    #[test]
+    fn records_of_unexpected_kind_and_size_are_errors() {
+        for kind in [0, process_kind::ENDED, 99] {
+            let mut walk = WalkBytes::at(70);
+            walk.push(&head::<RecordHead>(section_number::PROCESS as u16, kind));
+            assert!(split(&walk).is_err(), "{kind}");
+        }
+        for kind in [process_kind::WALK, process_kind::PROCESS, process_kind::THREAD] {
+            let mut walk = WalkBytes::default();
+            walk.push(&head::<RecordHead>(section_number::PROCESS as u16, kind));
+            assert!(split(&walk).is_err(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn final_records_are_sorted_and_have_what_came_since_the_exit() {
+        let (nine, five) = (end(id(9, 90), 1, false), end(id(5, 50), 2, true));
+        let of_nine = settled(&nine, 3, 1).settled.unwrap();
+        let mut bytes = WalkBytes::default();
+        bytes.push(&*nine.record);
+        bytes.push(&of_nine);
+        bytes.push(&*five.record);
+        bytes.push(&of_nine); // of another
+        let ends = read_ends(&bytes.buffer()).unwrap();
+        let ends: Vec<_> =
+            ends.iter().map(|end| (end.id.pid, end.settled.map(|it| it.cpu.sum_exec_ns))).collect();
+        assert_eq!(ends, [(5, None), (9, Some(3))]);
+        let mut short = WalkBytes::default();
+        short.push(&head::<RecordHead>(section_number::PROCESS as u16, process_kind::ENDED));
+        assert!(read_ends(&short.buffer()).is_err());
+    }
+
+    #[test]
+    fn unknown_owners_are_none() {
+        let mut record = *end(id(5, 50), 0, true).record;
+        let info = record.info.info();
+        assert_eq!((info.uid, info.cgroup_id, info.parent), (None, None, None));
+        record.info.flags = process_flags::HAS_OWNER | process_flags::HAS_SCHEDULING;
+        (record.info.uid, record.info.cgroup_id, record.info.parent_tgid) = (0, 7, 4);
+        let info = record.info.info();
+        assert_eq!((info.uid, info.cgroup_id), (Some(0), Some(7)));
+        assert_eq!(info.parent.map(|it| it.pid), Some(4));
+        assert_eq!((info.nice, info.last_cpu), (Some(0), Some(0)));
+    }
+}

@@ -2,9 +2,21 @@ use std::fs;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Number of CPUs that are online.
-pub(crate) fn online_cpus() -> Result<usize> {
-    Ok(ranges("online")?.iter().map(|(first, last)| (last - first + 1) as usize).sum())
+/// The CPUs that are online.
+pub(crate) struct OnlineCpus(Vec<(u32, u32)>);
+
+impl OnlineCpus {
+    pub(crate) fn read() -> Result<Self> {
+        ranges("online").map(Self)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.iter().map(|(first, last)| (last - first + 1) as usize).sum()
+    }
+
+    pub(crate) fn contains(&self, cpu: u32) -> bool {
+        self.0.iter().any(|&(first, last)| (first..=last).contains(&cpu))
+    }
 }
 
 /// One more than the highest CPU number that this machine may ever use.
@@ -44,7 +56,9 @@ mod tests {
 
     #[test]
     fn this_machine_has_cpus() {
-        let online = online_cpus().unwrap();
-        assert!(online >= 1 && possible_cpus().unwrap() as usize >= online);
+        let online = OnlineCpus::read().unwrap();
+        let possible = possible_cpus().unwrap();
+        assert!(online.count() >= 1 && possible as usize >= online.count());
+        assert!((0..possible).any(|cpu| online.contains(cpu)) && !online.contains(possible));
     }
 }

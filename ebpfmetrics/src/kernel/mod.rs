@@ -18,7 +18,7 @@ mod tracefs;
 pub(crate) use self::{
     clocks::{monotonic_ns, thread_cpu_time_ns},
     contents::{Contents, trim_heap},
-    cpus::{online_cpus, possible_cpus},
+    cpus::{OnlineCpus, possible_cpus},
     descriptors::{fd_info, wait_readable},
     tracefs::tracepoint_id,
 };

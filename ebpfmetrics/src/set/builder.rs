@@ -102,7 +102,7 @@ impl SetOptions {
     /// Refuses options that belong to the set.
     pub(super) fn check_default(&self) -> Result<()> {
         let default = Options::default();
-        let Options { filter, cgroup_hierarchy, max_exited, max_ended } = &self.0;
+        let Options { filter, cgroup_hierarchy, max_exited, max_ended, .. } = &self.0;
         let differs = [
             ("filter", *filter != default.filter),
             ("cgroup_hierarchy", *cgroup_hierarchy != default.cgroup_hierarchy),

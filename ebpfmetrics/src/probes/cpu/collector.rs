@@ -16,7 +16,7 @@ use crate::{
         counters,
     },
     error::Result,
-    kernel::{Kernel, Requirements, online_cpus, possible_cpus},
+    kernel::{Kernel, OnlineCpus, Requirements, possible_cpus},
     object::Object,
     probe::Degraded,
     process::ProcessId,
@@ -39,6 +39,8 @@ pub struct Cpu {
     has_wait: bool,
     online_cpus: usize,
     cpus: Vec<KnownCpu>,
+    /// Of the walk that is under way.
+    walked_cpus: Vec<CpuReading>,
     threads: Threads,
 }
 
@@ -71,6 +73,8 @@ pub struct CpuGauges {
 struct KnownCpu {
     last: CpuReading,
     baseline: CpuReading,
+    /// As of the last walk. Without a CPU no time passes on it.
+    is_online: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,12 +114,7 @@ impl CpuCounters {
         let has = |flag| record.flags & flag != 0;
         // The task was read after the window ended; the reader may have been preempted.
         let late_ns = record.read_at_ns.saturating_sub(walk.monotonic_ns);
-        // Without the offset of the clocks a running task is at most a tick behind.
-        let since = |raw_ns: u64| {
-            let ns = raw_ns.wrapping_sub(walk.scheduler_offset_ns?);
-            // a start on another clock, or one that is being set
-            Some(ns).filter(|ns| *ns <= i64::MAX as u64)
-        };
+        let since = |raw_ns| since(raw_ns, walk);
         let mut counters = Self { charged_ns: 0, ..Self::of(&record.own) };
         if has(cpu_task_flags::RUNNING) {
             let running_ns =
@@ -124,12 +123,7 @@ impl CpuCounters {
             if has(cpu_task_flags::SWITCHED_IN) {
                 counters.charged_ns = counters.ledger_ns.saturating_sub(record.switched_in_ns);
             }
-            // It ran on after the end of the window, but not before it was switched in.
-            let arrived_ns = match record.arrived_raw_ns {
-                0 => Some(0),
-                raw_ns => since(raw_ns),
-            };
-            let after_ns = late_ns.min(arrived_ns.unwrap_or(0));
+            let after_ns = ran_after_window_ns(record, walk);
             counters.ledger_ns = counters.ledger_ns.saturating_sub(after_ns);
             counters.charged_ns = counters.charged_ns.saturating_sub(after_ns);
         }
@@ -140,6 +134,25 @@ impl CpuCounters {
         }
         counters
     }
+}
+
+/// Time since a moment on the scheduler's clock. Without the offset of the clocks a running
+/// task is at most a tick behind.
+fn since(raw_ns: u64, walk: &WalkTimes) -> Option<u64> {
+    let ns = raw_ns.wrapping_sub(walk.scheduler_offset_ns?);
+    // a start on another clock, or one that is being set
+    Some(ns).filter(|ns| *ns <= i64::MAX as u64)
+}
+
+/// How long a running task has run since the end of the window: not before it was switched
+/// in.
+fn ran_after_window_ns(record: &CpuTaskRecord, walk: &WalkTimes) -> u64 {
+    let late_ns = record.read_at_ns.saturating_sub(walk.monotonic_ns);
+    let arrived_ns = match record.arrived_raw_ns {
+        0 => None,
+        raw_ns => since(raw_ns, walk),
+    };
+    late_ns.min(arrived_ns.unwrap_or(0))
 }
 
 /// Divides CPU time into user and system time as the kernel's `cputime_adjust()` does for
@@ -162,22 +175,34 @@ fn split(cpu_ns: u64, sampled: (u64, u64), last: (u64, u64)) -> (u64, u64) {
     (cpu_ns - system, system)
 }
 
-/// The next counters after `last`: never less, and no more time than `longest_ns` since
+/// The most time that a process or thread can have since its baseline.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Longest {
+    pub(super) running_ns: u64,
+    pub(super) waiting_ns: u64,
+}
+
+/// The next counters after `last`: never less, and no more time than `longest` since
 /// `baseline`. What exceeds that is reported in the next window.
 pub(super) fn advance(
     last: &CpuCounters,
     now: &CpuCounters,
     baseline: &CpuCounters,
-    longest_ns: u64,
+    longest: Longest,
 ) -> CpuCounters {
-    let bound = |now: u64, last: u64, baseline: u64| {
+    let bound = |now: u64, last: u64, baseline: u64, longest_ns: u64| {
         now.min(baseline.saturating_add(longest_ns)).max(last)
     };
+    let Longest { running_ns, waiting_ns } = longest;
     let mut next = counters::max(last, now);
-    next.ledger_ns = bound(now.ledger_ns, last.ledger_ns, baseline.ledger_ns);
-    next.charged_ns = bound(now.charged_ns, last.charged_ns, baseline.charged_ns);
-    next.run_queue_wait_ns =
-        bound(now.run_queue_wait_ns, last.run_queue_wait_ns, baseline.run_queue_wait_ns);
+    next.ledger_ns = bound(now.ledger_ns, last.ledger_ns, baseline.ledger_ns, running_ns);
+    next.charged_ns = bound(now.charged_ns, last.charged_ns, baseline.charged_ns, running_ns);
+    next.run_queue_wait_ns = bound(
+        now.run_queue_wait_ns,
+        last.run_queue_wait_ns,
+        baseline.run_queue_wait_ns,
+        waiting_ns,
+    );
     (next.user_ns, next.system_ns) =
         split(next.ledger_ns, (now.user_ns, now.system_ns), (last.user_ns, last.system_ns));
     next
@@ -201,6 +226,16 @@ impl CpuReading {
 }
 
 impl KnownCpu {
+    /// Leaves the time since an earlier reading out of the window.
+    fn skip_since(&mut self, before: CpuReading) {
+        let skip = |baseline: u64, now: u64, before: u64| baseline + now.saturating_sub(before);
+        let idle = self.baseline.idle_ns.zip(self.last.idle_ns).zip(before.idle_ns);
+        self.baseline.idle_ns =
+            idle.map_or(self.last.idle_ns, |((baseline, now), before)| Some(skip(baseline, now, before)));
+        self.baseline.interrupted_ns =
+            skip(self.baseline.interrupted_ns, self.last.interrupted_ns, before.interrupted_ns);
+    }
+
     fn in_window(&self) -> CpuTime {
         let ns = |now: u64, before: u64| Duration::from_nanos(now.saturating_sub(before));
         CpuTime {
@@ -224,19 +259,28 @@ impl Cpu {
             has_wait: false,
             online_cpus: 1,
             cpus: Vec::new(),
+            walked_cpus: Vec::new(),
             threads: Threads::default(),
         }
     }
 
-    fn add_cpu(&mut self, now: CpuReading) {
+    fn add_cpu(&mut self, now: CpuReading, is_online: bool) {
         match self.cpus.binary_search_by_key(&now.cpu, |known| known.last.cpu) {
             Ok(index) => {
-                let last = &mut self.cpus[index].last;
+                let known = &mut self.cpus[index];
+                let before = known.last;
                 // absent while a CPU was just switching
-                last.idle_ns = last.idle_ns.max(now.idle_ns);
-                last.interrupted_ns = last.interrupted_ns.max(now.interrupted_ns);
+                known.last.idle_ns = before.idle_ns.max(now.idle_ns);
+                known.last.interrupted_ns = before.interrupted_ns.max(now.interrupted_ns);
+                if !is_online || !known.is_online {
+                    known.skip_since(before);
+                }
+                known.is_online = is_online;
             }
-            Err(index) => self.cpus.insert(index, KnownCpu { last: now, baseline: now }),
+            Err(index) if is_online => {
+                self.cpus.insert(index, KnownCpu { last: now, baseline: now, is_online });
+            }
+            Err(_) => {}
         }
     }
 
@@ -321,8 +365,9 @@ impl Collector for Cpu {
             per_cpu_offsets,
             slots,
             has_wait: false,
-            online_cpus: online_cpus()?,
+            online_cpus: OnlineCpus::read()?.count(),
             cpus: Vec::new(),
+            walked_cpus: Vec::new(),
             threads: Threads::default(),
         })
     }
@@ -355,6 +400,7 @@ impl Collector for Cpu {
 
     fn begin_walk(&mut self, _: crate::collect::collector::Read) -> Result<()> {
         self.threads.begin_walk();
+        self.walked_cpus.clear();
         Ok(())
     }
 
@@ -364,7 +410,7 @@ impl Collector for Cpu {
 
     fn system_record(&mut self, _: u16, record: &[u8], walk: &WalkTimes) -> Result<()> {
         let record = Record { kind: 0, bytes: record }.get()?;
-        self.add_cpu(CpuReading::new(record, walk));
+        self.walked_cpus.push(CpuReading::new(record, walk));
         Ok(())
     }
 
@@ -380,28 +426,36 @@ impl Collector for Cpu {
         }
         let record: &CpuTaskRecord = record.get()?;
         self.has_wait |= record.flags & cpu_task_flags::HAS_RUN_QUEUE_WAIT != 0;
-        let own = CpuCounters::of_task(record, walk);
+        let mut own = CpuCounters::of_task(record, walk);
+        if self.list_threads {
+            let running = record.flags & cpu_task_flags::RUNNING != 0;
+            let counted_at_ns = record.read_at_ns - ran_after_window_ns(record, walk);
+            let thread = self.threads.add(task, &own, running.then_some(counted_at_ns), walk);
+            // The same in both, so that threads add up to no more than their process.
+            own.ledger_ns = thread.ledger_ns;
+            own.run_queue_wait_ns = thread.run_queue_wait_ns;
+        }
         reading.add_task(&own, &CpuCounters::of(&record.dead));
         reading.gauges.threads += 1;
         reading.gauges.is_single = reading.gauges.threads == 1 && record.dead.sum_exec_ns == 0;
-        if self.list_threads {
-            let running = record.flags & cpu_task_flags::RUNNING != 0;
-            self.threads.add(task, own, running.then_some(record.read_at_ns));
-        }
         Ok(())
     }
 
-    fn end_walk(&mut self, walk: &WalkTimes, processes: &mut Readings<'_, Self>) -> Result<()> {
+    fn end_walk(&mut self, _: &WalkTimes, processes: &mut Readings<'_, Self>) -> Result<()> {
         for &index in processes.hidden {
             if let Some(counters) = from_procfs(processes.ids[index].pid) {
                 processes.readings[index].counters = counters;
             }
         }
         if self.list_threads {
-            self.threads.end_walk(walk);
+            self.threads.end_walk();
         }
         // CPUs come and go
-        self.online_cpus = online_cpus()?;
+        let online = OnlineCpus::read()?;
+        self.online_cpus = online.count();
+        for now in std::mem::take(&mut self.walked_cpus) {
+            self.add_cpu(now, online.contains(now.cpu));
+        }
         Ok(())
     }
 
@@ -409,22 +463,23 @@ impl Collector for Cpu {
         let walk = progress.walk;
         let window_ns = walk.monotonic_ns.saturating_sub(walk.window_start_ns);
         let age_ns = walk.boottime_ns.saturating_sub(progress.start_time_ns);
-        let parallel = match now.gauges.is_single {
-            true => 1,
-            false => self.online_cpus as u64,
-        };
         // What a process used before it was first seen may be of any time of its life.
         let time_ns = if progress.is_new { age_ns } else { window_ns.min(age_ns) };
-        let longest_ns = time_ns.saturating_mul(parallel);
-        advance(progress.last, &now.counters, progress.baseline, longest_ns)
+        let longest = match now.gauges.is_single {
+            true => Longest { running_ns: time_ns, waiting_ns: time_ns },
+            // any number of threads can wait at once
+            false => Longest {
+                running_ns: time_ns.saturating_mul(self.online_cpus as u64),
+                waiting_ns: u64::MAX,
+            },
+        };
+        advance(progress.last, &now.counters, progress.baseline, longest)
     }
 
     fn ended(&self, ended: &Ended<'_>) -> Option<Reading<Self>> {
         let mut counters = CpuCounters::of(&ended.record.cpu.totals);
         if let Some(settled) = ended.settled {
-            let mut now = CpuCounters::of(&settled.cpu);
-            now.charged_ns = counters.charged_ns;
-            counters = counters::max(&counters, &now);
+            counters = counters::max(&counters, &CpuCounters::of(&settled.cpu));
         }
         counters = counters.divided();
         let is_single = ended.record.threads == 1;
@@ -432,7 +487,11 @@ impl Collector for Cpu {
     }
 
     fn overflow(record: &ProcessOverflowRecord) -> CpuCounters {
-        CpuCounters::of(&record.cpu).divided()
+        CpuCounters::of(&record.cpu)
+    }
+
+    fn complete_overflow(grown: &CpuCounters) -> CpuCounters {
+        grown.divided()
     }
 
     fn usage(
@@ -456,6 +515,7 @@ impl Collector for Cpu {
 
     fn end_window(&mut self) {
         self.threads.rebase();
+        self.cpus.retain(|cpu| cpu.is_online);
         for cpu in &mut self.cpus {
             cpu.baseline = cpu.last;
         }
@@ -520,3 +580,6 @@ impl LossCause for CpuLoss {
         LossScope::Processes
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::collector::{CpuCounters, advance};
+use super::collector::{CpuCounters, Longest, advance};
 use crate::{
     collect::{
         collector::{Task, WalkTimes},
@@ -15,8 +15,10 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Threads {
     known: Vec<KnownThread>,
+    /// Places in `known`, by address.
+    places: HashMap<u64, usize>,
     /// Of the walk that is under way.
-    walked: Vec<(Task, CpuCounters, Option<u64>)>,
+    walked: Vec<KnownThread>,
 }
 
 #[derive(Clone, Debug)]
@@ -34,6 +36,12 @@ pub(super) struct KnownThread {
 }
 
 impl KnownThread {
+    /// Whether this is the same thread, or one that became the leader by exec.
+    fn is(&self, task: &Task) -> bool {
+        let renamed = task.is_leader && self.process == task.process;
+        self.address == task.address && (self.id == task.thread || renamed)
+    }
+
     /// Counters since the window began.
     pub(super) fn in_window(&self) -> CpuCounters {
         counters::subtract(&self.last, &self.baseline)
@@ -45,8 +53,38 @@ impl Threads {
         self.walked.clear();
     }
 
-    pub(super) fn add(&mut self, task: &Task, counters: CpuCounters, running_at_ns: Option<u64>) {
-        self.walked.push((*task, counters, running_at_ns));
+    fn find(&self, task: &Task) -> Option<&KnownThread> {
+        let place = *self.places.get(&task.address)?;
+        self.known.get(place).filter(|known| known.is(task))
+    }
+
+    /// Takes in a thread of a walk; returns its counters as they are reported.
+    pub(super) fn add(
+        &mut self,
+        task: &Task,
+        counters: &CpuCounters,
+        running_at_ns: Option<u64>,
+        walk: &WalkTimes,
+    ) -> CpuCounters {
+        let before = self.find(task);
+        let (last, baseline) = before.map(|it| (it.last, it.baseline)).unwrap_or_default();
+        let window_ns = walk.monotonic_ns.saturating_sub(walk.window_start_ns);
+        let age_ns = walk.boottime_ns.saturating_sub(task.thread.start_time_ns);
+        // What it used before it was first seen may be of any time of its life.
+        let time_ns = if before.is_some() { window_ns.min(age_ns) } else { age_ns };
+        let longest = Longest { running_ns: time_ns, waiting_ns: time_ns };
+        let last = advance(&last, counters, &baseline, longest);
+        self.walked.push(KnownThread {
+            id: task.thread,
+            process: task.process,
+            comm: task.comm,
+            cgroup_id: task.cgroup_id,
+            running_at_ns,
+            address: task.address,
+            last,
+            baseline,
+        });
+        last
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &KnownThread> {
@@ -59,33 +97,12 @@ impl Threads {
         }
     }
 
-    /// Takes in the threads of a walk.
-    pub(super) fn end_walk(&mut self, walk: &WalkTimes) {
-        let before: HashMap<u64, &KnownThread> =
-            self.known.iter().map(|thread| (thread.address, thread)).collect();
-        let mut known: Vec<_> = (self.walked.iter())
-            .map(|(task, counters, running_at_ns)| {
-                let before = before.get(&task.address).filter(|before| {
-                    // the same thread, or one that became the leader by exec
-                    let renamed = task.is_leader && before.process == task.process;
-                    before.id == task.thread || renamed
-                });
-                let (last, baseline) = before.map(|it| (it.last, it.baseline)).unwrap_or_default();
-                let window_ns = walk.monotonic_ns.saturating_sub(walk.window_start_ns);
-                let longest_ns = if before.is_some() { window_ns } else { u64::MAX };
-                KnownThread {
-                    id: task.thread,
-                    process: task.process,
-                    comm: task.comm,
-                    cgroup_id: task.cgroup_id,
-                    running_at_ns: *running_at_ns,
-                    address: task.address,
-                    last: advance(&last, counters, &baseline, longest_ns),
-                    baseline,
-                }
-            })
-            .collect();
-        known.sort_by_key(|thread| thread.id);
-        self.known = known;
+    /// Replaces the threads of the previous walk.
+    pub(super) fn end_walk(&mut self) {
+        self.known = std::mem::take(&mut self.walked);
+        self.known.sort_by_key(|thread| thread.id);
+        self.places.clear();
+        let places = self.known.iter().enumerate();
+        self.places.extend(places.map(|(place, known)| (known.address, place)));
     }
 }

@@ -1,0 +1,381 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    collect::testing::head,
+    process::{Comm, ThreadId},
+    record::RecordHead,
+};
+
+const WALK: WalkTimes = WalkTimes {
+    window_start_ns: 0,
+    monotonic_ns: 10_000,
+    boottime_ns: 10_000,
+    scheduler_offset_ns: None,
+};
+
+fn cpu() -> Cpu {
+    Cpu {
+        object: None,
+        accounting: CpuAccounting::Ledger,
+        list_threads: true,
+        per_cpu_offsets: [0; 3],
+        slots: 1,
+        has_wait: true,
+        online_cpus: 2,
+        cpus: Vec::new(),
+        walked_cpus: Vec::new(),
+        threads: Threads::default(),
+    }
+}
+
+fn record(own: u64, dead: u64) -> CpuTaskRecord {
+    let section = section_number::CPU as u16;
+    let mut record = CpuTaskRecord {
+        head: head::<CpuTaskRecord>(section, cpu_kind::TASK),
+        ..CpuTaskRecord::zeroed()
+    };
+    (record.own.sum_exec_ns, record.dead.sum_exec_ns) = (own, dead);
+    record
+}
+
+fn task(pid: u32, tid: u32) -> Task {
+    Task {
+        process: ProcessId { pid, start_time_ns: 1 },
+        index: 0,
+        is_leader: pid == tid,
+        thread: ThreadId { tid, start_time_ns: 1 },
+        address: tid.into(),
+        comm: Comm::default(),
+        cgroup_id: 1,
+    }
+}
+
+fn take(cpu: &mut Cpu, task: &Task, record: &CpuTaskRecord, reading: &mut Reading<Cpu>) -> Result<()> {
+    let bytes = bytemuck::bytes_of(record);
+    cpu.task_record(task, Record { kind: record.head.kind, bytes }, &WALK, reading)
+}
+
+#[test]
+fn processes_have_sums_and_threads_their_own() {
+    let mut cpu = cpu();
+    let mut reading = Reading::default();
+    take(&mut cpu, &task(10, 10), &record(5, 100), &mut reading).unwrap();
+    take(&mut cpu, &task(10, 12), &record(20, 100), &mut reading).unwrap();
+    assert_eq!(reading.counters.ledger_ns, 125);
+    assert!(!reading.gauges.is_single);
+    cpu.threads.end_walk();
+    let threads: Vec<_> =
+        cpu.threads.iter().map(|it| (it.id.tid, it.in_window().ledger_ns)).collect();
+    assert_eq!(threads, [(10, 5), (12, 20)]);
+}
+
+#[test]
+fn every_counter_is_its_own() {
+    let totals = |factor: u64| CpuTotalsRecord {
+        sum_exec_ns: factor,
+        charged_ns: 8 * factor,
+        user_ns: 2 * factor,
+        system_ns: 3 * factor,
+        voluntary_switches: 4 * factor,
+        involuntary_switches: 5 * factor,
+        run_queue_wait_ns: 6 * factor,
+        migrations: 7 * factor,
+    };
+    let record = CpuTaskRecord { own: totals(1), dead: totals(10), ..record(0, 0) };
+    let mut reading = Reading::default();
+    take(&mut cpu(), &task(10, 10), &record, &mut reading).unwrap();
+    let expected = CpuCounters {
+        ledger_ns: 11,
+        charged_ns: 80,
+        user_ns: 22,
+        system_ns: 33,
+        voluntary_switches: 44,
+        involuntary_switches: 55,
+        run_queue_wait_ns: 66,
+        migrations: 77,
+    };
+    assert_eq!(reading.counters, expected);
+}
+
+#[test]
+fn a_running_task_gets_the_time_since_the_last_update() {
+    let mut record = record(50, 0);
+    record.flags = cpu_task_flags::RUNNING | cpu_task_flags::SWITCHED_IN;
+    (record.running_raw_ns, record.switched_in_ns) = (1_000_300, 40);
+    let counters = |offset| {
+        let walk = WalkTimes { scheduler_offset_ns: offset, ..WALK };
+        CpuCounters::of_task(&record, &walk)
+    };
+    assert_eq!(counters(Some(1_000_000)).ledger_ns, 350);
+    assert_eq!(counters(Some(1_000_000)).charged_ns, 310);
+    assert_eq!(counters(None).ledger_ns, 50);
+    // a start after now is a race of 0.1 us, not 584 years
+    assert_eq!(counters(Some(1_000_400)).ledger_ns, 50);
+}
+
+#[test]
+fn what_a_task_ran_after_the_walk_began_is_of_the_next_window() {
+    let walk = WalkTimes { scheduler_offset_ns: Some(1_000_000), ..WALK };
+    let mut record = record(500, 0);
+    record.flags = cpu_task_flags::RUNNING;
+    record.read_at_ns = WALK.monotonic_ns + 200;
+    (record.running_raw_ns, record.arrived_raw_ns) = (1_000_300, 1_000_900);
+    assert_eq!(CpuCounters::of_task(&record, &walk).ledger_ns, 600);
+    // it was switched in after that
+    record.arrived_raw_ns = 1_000_150;
+    assert_eq!(CpuCounters::of_task(&record, &walk).ledger_ns, 650);
+    // it waits since before
+    record.flags = cpu_task_flags::WAITING;
+    record.queued_raw_ns = 1_000_700;
+    assert_eq!(CpuCounters::of_task(&record, &walk).run_queue_wait_ns, 500);
+    record.queued_raw_ns = 1_000_100;
+    assert_eq!(CpuCounters::of_task(&record, &walk).run_queue_wait_ns, 0);
+}
+
+#[test]
+fn idle_time_of_a_busy_cpu_needs_the_offset() {
+    let section = section_number::CPU as u16;
+    let record = |flags| CpuCpuRecord {
+        head: head::<CpuCpuRecord>(section, cpu_kind::CPU),
+        cpu: 3,
+        flags,
+        idle_ns: 70,
+        interrupted_ns: 9,
+        ..CpuCpuRecord::zeroed()
+    };
+    let idle = |flags, scheduler_offset_ns| {
+        let walk = WalkTimes { scheduler_offset_ns, ..WALK };
+        let reading = CpuReading::new(&record(flags), &walk);
+        assert_eq!((reading.cpu, reading.interrupted_ns), (3, 9));
+        reading.idle_ns
+    };
+    let busy = cpu_cpu_flags::HAS_IDLE | cpu_cpu_flags::IDLE_LACKS_CLOCK_OFFSET;
+    assert_eq!(idle(0, Some(5)), None);
+    assert_eq!(idle(cpu_cpu_flags::HAS_IDLE, None), Some(70));
+    assert_eq!(idle(busy, Some(5)), Some(75));
+    assert_eq!(idle(busy | cpu_cpu_flags::IDLE_HOLDS_INTERRUPTED, Some(5)), Some(66));
+    assert_eq!(idle(busy, None), None);
+}
+
+/// Case 21: an offline CPU counted as idle.
+#[test]
+fn a_cpu_is_not_idle_while_it_is_offline() {
+    let mut cpu = cpu();
+    let mut walk = |idle_ns, is_online| {
+        let now = CpuReading { cpu: 1, idle_ns: Some(idle_ns), interrupted_ns: 0 };
+        cpu.add_cpu(now, is_online);
+        let idle: Vec<_> = cpu.cpus.iter().map(|it| it.in_window().idle.unwrap().as_nanos()).collect();
+        idle
+    };
+    assert_eq!(walk(100, true), [0]);
+    assert_eq!(walk(150, true), [50]);
+    assert_eq!(walk(250, false), [50]);
+    assert_eq!(walk(350, false), [50]);
+    assert_eq!(walk(450, true), [50]);
+    assert_eq!(walk(460, true), [60]);
+    walk(470, false);
+    cpu.end_window();
+    assert!(cpu.cpus.is_empty());
+    cpu.add_cpu(CpuReading { cpu: 1, idle_ns: Some(480), interrupted_ns: 0 }, false);
+    assert!(cpu.cpus.is_empty());
+}
+
+#[test]
+fn records_of_unexpected_kind_and_size_are_errors() {
+    let mut reading = Reading::default();
+    let mut unknown = record(0, 0);
+    unknown.head.kind = 9;
+    assert!(take(&mut cpu(), &task(1, 1), &unknown, &mut reading).is_err());
+    let short = head::<RecordHead>(section_number::CPU as u16, cpu_kind::TASK);
+    let short = Record { kind: short.kind, bytes: bytemuck::bytes_of(&short) };
+    assert!(cpu().task_record(&task(1, 1), short, &WALK, &mut reading).is_err());
+    assert!(cpu().system_record(2, short.bytes, &WALK).is_err());
+}
+
+#[test]
+fn user_and_system_time_make_up_the_cpu_time() {
+    assert_eq!(split(1000, (0, 0), (0, 0)), (1000, 0));
+    assert_eq!(split(1000, (0, 4), (0, 0)), (0, 1000));
+    assert_eq!(split(1000, (3, 1), (0, 0)), (750, 250));
+    // samples moved towards user: system stays where it was
+    assert_eq!(split(1100, (30, 1), (750, 250)), (850, 250));
+    assert_eq!(split(1100, (1, 30), (750, 250)), (750, 350));
+    assert_eq!(split(900, (3, 1), (750, 250)), (750, 250));
+    let counters = |ledger_ns, user_ns, system_ns| CpuCounters {
+        ledger_ns,
+        user_ns,
+        system_ns,
+        ..CpuCounters::default()
+    };
+    let none = CpuCounters::default();
+    let longest = Longest { running_ns: u64::MAX, waiting_ns: u64::MAX };
+    let next = advance(&counters(1000, 750, 250), &counters(1100, 1, 30), &none, longest);
+    assert_eq!(next, counters(1100, 750, 350));
+}
+
+/// The bound on CPU time was applied to waits: 16 threads on 2 CPUs wait 14 windows each
+/// window.
+#[test]
+fn many_threads_wait_longer_than_the_cpus_have_time() {
+    let counters = CpuCounters { ledger_ns: 30_000, run_queue_wait_ns: 140_000, ..CpuCounters::default() };
+    let now = Reading { counters, gauges: CpuGauges { threads: 16, is_single: false } };
+    let none = CpuCounters::default();
+    let progress = Progress {
+        start_time_ns: 0,
+        last: &none,
+        baseline: &none,
+        is_new: false,
+        walk: &WALK,
+    };
+    let next = cpu().advance(&progress, &now);
+    assert_eq!((next.ledger_ns, next.run_queue_wait_ns), (20_000, 140_000));
+}
+
+/// The sum of the split records of several CPUs lost time when the proportion changed.
+#[test]
+fn the_overflow_has_user_and_system_time_of_all_its_cpu_time() {
+    let grown = CpuCounters { ledger_ns: 100, user_ns: 1, system_ns: 3, ..CpuCounters::default() };
+    let complete = Cpu::complete_overflow(&grown);
+    assert_eq!((complete.user_ns, complete.system_ns, complete.ledger_ns), (25, 75, 100));
+}
+
+#[test]
+fn a_thread_that_becomes_the_leader_by_exec_keeps_its_baseline() {
+    let mut threads = Threads::default();
+    let counters = |ledger_ns| CpuCounters { ledger_ns, ..CpuCounters::default() };
+    let thread = Task { address: 7, ..task(10, 12) };
+    threads.begin_walk();
+    threads.add(&task(10, 10), &counters(50), None, &WALK);
+    threads.add(&thread, &counters(300), None, &WALK);
+    threads.end_walk();
+    threads.rebase();
+    threads.begin_walk();
+    threads.add(&Task { address: 7, ..task(10, 10) }, &counters(310), None, &WALK);
+    threads.end_walk();
+    let now: Vec<_> = threads.iter().map(|it| (it.id.tid, it.in_window().ledger_ns)).collect();
+    assert_eq!(now, [(10, 10)]);
+}
+
+/// The estimate for a running thread may be some ns ahead, and is not taken back: nor in its
+/// process.
+#[test]
+fn threads_never_sum_to_more_than_their_process() {
+    let mut cpu = cpu();
+    let mut last = 0;
+    for (one, other) in [(50, 300), (47, 310), (60, 309)] {
+        cpu.threads.begin_walk();
+        let mut reading = Reading::default();
+        take(&mut cpu, &task(10, 10), &record(one, 0), &mut reading).unwrap();
+        take(&mut cpu, &task(10, 12), &record(other, 0), &mut reading).unwrap();
+        cpu.threads.end_walk();
+        let threads: u64 = cpu.threads.iter().map(|it| it.in_window().ledger_ns).sum();
+        last = reading.counters.ledger_ns.max(last);
+        assert_eq!(threads, last);
+    }
+}
+
+/// A thread that was not seen before had no bound.
+#[test]
+fn a_new_thread_has_no_more_time_than_its_age() {
+    let mut threads = Threads::default();
+    let mut new = task(10, 12);
+    new.thread.start_time_ns = WALK.boottime_ns - 100;
+    for (window_start_ns, expected) in [(0, 100), (WALK.monotonic_ns, 0)] {
+        let walk = WalkTimes { window_start_ns, ..WALK };
+        threads.begin_walk();
+        threads.add(&new, &CpuCounters { ledger_ns: 150, ..CpuCounters::default() }, None, &walk);
+        threads.end_walk();
+        let now: Vec<_> = threads.iter().map(|it| it.in_window().ledger_ns).collect();
+        assert_eq!(now, [expected]);
+        threads.rebase();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A thread is read late, by a reader that is preempted: it has run, waited and slept
+    /// since the window ended. In no window has it more time than that is long, no counter
+    /// goes back, user and system time make up the CPU time, and nothing is lost.
+    #[test]
+    fn no_thread_exceeds_its_window(
+        steps in prop::collection::vec((0_u64..3, 1_u64..500, any::<bool>(), 0_u64..4000), 1..200),
+    ) {
+        const OFFSET: u64 = 77;
+        let cpu = cpu();
+        let (mut ran, mut waited, mut now_ns) = (0, 0, 1_000_000);
+        let (mut state_since, mut state) = (now_ns, 1);
+        let mut window_start_ns = now_ns;
+        let (mut last, mut baseline) = (CpuCounters::default(), CpuCounters::default());
+        let (mut reported, mut waits_reported) = (0, 0);
+        let mut is_new = true;
+        let read = |walk_ns: u64, window_start_ns: u64, read_at_ns: u64, ran: u64, waited: u64, state: u64, state_since: u64| {
+            let mut record = record(ran, 0);
+            record.own.run_queue_wait_ns = waited;
+            (record.own.user_ns, record.own.system_ns) = (ran / 3, ran / 7);
+            record.read_at_ns = read_at_ns;
+            let raw = read_at_ns - state_since + OFFSET;
+            match state {
+                0 => {
+                    record.flags = cpu_task_flags::RUNNING;
+                    (record.running_raw_ns, record.arrived_raw_ns) = (raw, raw);
+                }
+                1 => {}
+                _ => {
+                    record.flags = cpu_task_flags::WAITING;
+                    record.queued_raw_ns = raw;
+                }
+            }
+            let walk = WalkTimes {
+                window_start_ns,
+                monotonic_ns: walk_ns,
+                boottime_ns: walk_ns,
+                scheduler_offset_ns: Some(OFFSET),
+            };
+            (CpuCounters::of_task(&record, &walk), walk)
+        };
+        let end = [(1, 1, true, 0), (1, 1_000_000, true, 0), (1, 1_000_000, true, 0)];
+        for (next, duration, is_read, late_ns) in steps.into_iter().chain(end) {
+            // the state up to here
+            now_ns += duration;
+            let walk_ns = now_ns;
+            let spend = |state: u64, ns: u64, ran: &mut u64, waited: &mut u64| match state {
+                0 => *ran += ns,
+                1 => {}
+                _ => *waited += ns,
+            };
+            spend(state, now_ns - state_since, &mut ran, &mut waited);
+            (state, state_since) = (next, now_ns);
+            if !is_read {
+                continue;
+            }
+            // half of the delay in this state, then in another
+            now_ns += late_ns / 2;
+            spend(state, now_ns - state_since, &mut ran, &mut waited);
+            (state, state_since) = (late_ns % 3, now_ns);
+            let read_at_ns = now_ns + late_ns / 2;
+            let (counters, walk) = read(walk_ns, window_start_ns, read_at_ns, ran, waited, state, state_since);
+            spend(state, read_at_ns - state_since, &mut ran, &mut waited);
+            (now_ns, state_since) = (read_at_ns, read_at_ns);
+            let progress = Progress { start_time_ns: 1_000_000, last: &last, baseline: &baseline, is_new, walk: &walk };
+            is_new = false;
+            let gauges = CpuGauges { threads: 1, is_single: true };
+            let next = cpu.advance(&progress, &Reading { counters, gauges });
+            let window = counters::subtract(&next, &baseline);
+            let length = walk_ns - window_start_ns;
+            prop_assert!(window.ledger_ns <= length, "ran {} in {length}", window.ledger_ns);
+            prop_assert!(window.run_queue_wait_ns <= length, "waited {} in {length}", window.run_queue_wait_ns);
+            prop_assert_eq!(next.user_ns + next.system_ns, next.ledger_ns);
+            prop_assert!(next.user_ns >= last.user_ns && next.system_ns >= last.system_ns);
+            prop_assert!(next.ledger_ns >= last.ledger_ns && next.ledger_ns <= ran);
+            last = next;
+            if late_ns % 2 == 0 {
+                reported += window.ledger_ns;
+                waits_reported += window.run_queue_wait_ns;
+                (baseline, window_start_ns) = (last, walk_ns);
+            }
+        }
+        prop_assert_eq!((reported, waits_reported), (ran, waited));
+    }
+}
