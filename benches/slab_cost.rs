@@ -237,5 +237,7 @@ fn program_ns(probe: &SlabProbe, helper: &mut Helper) -> Result<Vec<(String, f64
     helper.ask::<u64, 2>(OPERATIONS)?;
     let programs = probe.cost()?.programs;
     let hooks = programs.into_iter().filter(|program| program.run_count as usize > OPERATIONS / 2);
-    Ok(hooks.filter_map(|program| Some((program.program.clone(), program.ns_per_run()?))).collect())
+    Ok(hooks
+        .filter_map(|program| Some((program.program.into_owned(), program.ns_per_run()?)))
+        .collect())
 }

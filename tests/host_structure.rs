@@ -174,11 +174,7 @@ fn no_source_file_is_long() {
         for (path, text) in files(&root().join(directory)) {
             let lines = text.lines().count();
             let may_be_long = LONG.iter().any(|long| path.ends_with(long));
-            assert!(
-                lines <= MAX_LINES || may_be_long,
-                "{} has {lines} lines",
-                path.display()
-            );
+            assert!(lines <= MAX_LINES || may_be_long, "{} has {lines} lines", path.display());
         }
     }
 }
@@ -194,7 +190,8 @@ fn unindented(text: &str) -> String {
 #[test]
 fn the_code_in_the_recipe_is_that_of_the_crate() {
     let page = fs::read_to_string(root().join("docs/custom-probe.md")).unwrap();
-    let files = ["custom_probe", "task_probe"].map(|name| files(&root().join("examples").join(name)));
+    let files =
+        ["custom_probe", "task_probe"].map(|name| files(&root().join("examples").join(name)));
     let files: Vec<_> = files.iter().flatten().map(|(_, text)| unindented(text)).collect();
     let blocks = page.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
     let code: Vec<_> = blocks.filter(|(language, _)| ["c", "rust"].contains(language)).collect();

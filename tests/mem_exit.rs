@@ -331,7 +331,8 @@ fn after_exec_peaks_are_those_of_the_new_address_space() {
     for window in 0..2 {
         for usage in read() {
             assert_eq!(usage.shares_memory_with, None);
-            let (peak, mark) = (usage.resident_peak_bytes.unwrap(), usage.resident_high_water_bytes);
+            let (peak, mark) =
+                (usage.resident_peak_bytes.unwrap(), usage.resident_high_water_bytes);
             assert!(peak <= high_water + MIB, "window {window}: {usage:?}, VmHWM {high_water}");
             assert!(peak > 0 && mark.unwrap().abs_diff(high_water) <= MIB, "{usage:?}");
         }

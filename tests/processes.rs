@@ -22,8 +22,12 @@ fn threads_never_sum_to_more_than_a_process_that_one_of_them_executes() {
         let of_it = snapshot.system.threads.iter().filter(|thread| thread.process == row.id);
         let threads: Duration = of_it.map(|thread| thread.usage.cpu_time).sum();
         let length = snapshot.window.duration();
-        let listed: Vec<_> = snapshot.system.threads.iter().filter(|it| it.process == row.id).collect();
-        assert!(threads <= row.usage.cpu_time, "{window} {threads:?} of {row:?} {listed:?} {length:?}");
+        let listed: Vec<_> =
+            snapshot.system.threads.iter().filter(|it| it.process == row.id).collect();
+        assert!(
+            threads <= row.usage.cpu_time,
+            "{window} {threads:?} of {row:?} {listed:?} {length:?}"
+        );
         assert!(row.usage.cpu_time <= 2 * length, "{row:?} in {length:?}");
         sum += if is_reset { row.usage.cpu_time } else { Duration::ZERO };
     }
@@ -127,7 +131,11 @@ fn a_reader_in_a_time_namespace_sees_all_that_ends() {
     }
     let figures: BTreeMap<&str, &str> =
         line.split(' ').filter_map(|figure| figure.split_once('=')).collect();
-    assert_eq!((figures["ended"], figures["right_start"], figures["in_window"]), ("40", "40", "40"), "{line}");
+    assert_eq!(
+        (figures["ended"], figures["right_start"], figures["in_window"]),
+        ("40", "40", "40"),
+        "{line}"
+    );
     let (ours, truth): (u64, u64) =
         (figures["ours_ns"].parse().unwrap(), figures["truth_ns"].parse().unwrap());
     assert!(ours.abs_diff(truth) <= truth / 100 + 40_000, "{line}");

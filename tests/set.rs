@@ -309,7 +309,7 @@ fn as_many_probes_as_the_kernel_follows_tail_calls() {
     let _alone = alone();
     let kernel = ebpfmetrics::Kernel::read().unwrap();
     let mut probes = ProbeSet::builder().build_on(&kernel).unwrap();
-    let mut add = |probes: &mut ProbeSet| probes.add_on(TaskProbe::builder(), &kernel);
+    let add = |probes: &mut ProbeSet| probes.add_on(TaskProbe::builder(), &kernel);
     let handles: Vec<_> = (0..33).map(|_| add(&mut probes).unwrap()).collect();
     let check = |probes: &mut ProbeSet| {
         let snapshot = probes.snapshot().unwrap();

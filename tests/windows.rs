@@ -98,8 +98,11 @@ fn read_until_reaped(work: &mut Workload, probe: &mut CpuProbe, window: Duration
     });
     let truth_ns: u64 = line.parse().unwrap();
     // rusage cuts to us, twice per child
-    assert!(ours_ns >= truth_ns && ours_ns <= truth_ns + truth_ns / 100 + rows.len() as u64 * 2_000,
-        "{ours_ns} ns in {} rows, rusage {truth_ns} ns", rows.len());
+    assert!(
+        ours_ns >= truth_ns && ours_ns <= truth_ns + truth_ns / 100 + rows.len() as u64 * 2_000,
+        "{ours_ns} ns in {} rows, rusage {truth_ns} ns",
+        rows.len()
+    );
     rows.len() as u64
 }
 
@@ -108,7 +111,8 @@ fn read_until_reaped(work: &mut Workload, probe: &mut CpuProbe, window: Duration
 fn children_that_are_reaped_late_are_reported_once() {
     for (window, pause_ms) in [(1000, "25"), (20, "5")] {
         let mut probe = CpuProbe::builder().load().unwrap();
-        let mut work = Workload::start_without_waiting(WORKLOAD, &["reap-late", "60", "20000", pause_ms]);
+        let mut work =
+            Workload::start_without_waiting(WORKLOAD, &["reap-late", "60", "20000", pause_ms]);
         let window = Duration::from_millis(window);
         assert_eq!(work.line(), "ended");
         // their windows have passed before they are reaped

@@ -6,7 +6,7 @@ use anyhow::Result;
 use aya::Ebpf;
 use ebpfmetrics::{
     CpuProbe, Events, Handle, Kernel, MemProbe, MemUsage, Probe as _, ProbeSet,
-    mem::{MemPeaks, MemSnapshot, MemSystem},
+    mem::{MemPeaks, MemSnapshot},
 };
 
 use crate::support::{CLANG, Empty};
@@ -118,7 +118,7 @@ impl Watchers {
 pub(crate) enum Watcher {
     Nobody,
     Mem(Box<MemProbe>),
-    Set(Box<ProbeSet>, Handle<MemUsage, MemSystem>),
+    Set(Box<ProbeSet>, Handle<MemUsage, ()>),
     Events(Box<Events>),
     Empty(Ebpf),
 }
@@ -163,7 +163,9 @@ impl Watcher {
         let programs = programs
             .filter(|it| !it.program.starts_with("process_walk") && it.program != "process_ends");
         Ok(programs
-            .map(|cost| (cost.program, Program { runs: cost.run_count, time: cost.run_time }))
+            .map(|cost| {
+                (cost.program.into_owned(), Program { runs: cost.run_count, time: cost.run_time })
+            })
             .collect())
     }
 }

@@ -211,9 +211,11 @@ fn main() -> anyhow::Result<()> {
         }
         Work::Starving => case_worker::starving(),
         Work::Among { sleepers } => case_worker::among(sleepers),
-        Work::ReapLate { count, spin_us, pause_ms } => {
-            case_worker::reap_late(count, Duration::from_micros(spin_us), Duration::from_millis(pause_ms))
-        }
+        Work::ReapLate { count, spin_us, pause_ms } => case_worker::reap_late(
+            count,
+            Duration::from_micros(spin_us),
+            Duration::from_millis(pause_ms),
+        ),
         Work::Zombies { count } => case_worker::zombies(count),
         Work::DoubleFork { spin_ms } => case_worker::double_fork(Duration::from_millis(spin_ms)),
         Work::OnOverlay { directory } => case_worker::on_overlay(&directory),

@@ -94,7 +94,12 @@ fn public_api(workspace: &Path, name: &str) -> Result<String> {
         .omit_auto_trait_impls(true)
         .omit_auto_derived_impls(true)
         .build()
-        .with_context(|| format!("cannot read {}: the crate `public-api` may not match this nightly", json.display()))?;
+        .with_context(|| {
+            format!(
+                "cannot read {}: the crate `public-api` may not match this nightly",
+                json.display()
+            )
+        })?;
     Ok(api.items().map(|item| format!("{item}\n")).collect())
 }
 

@@ -2,7 +2,10 @@
 
 use bytemuck::{AnyBitPattern, Zeroable as _};
 
-use super::{counters::{self, Counters}, loading::{Loading, WalkPart}};
+use super::{
+    counters::{self, Counters},
+    loading::{Loading, WalkPart},
+};
 use crate::{
     error::{Error, ErrorKind, Result},
     kernel::{Kernel, Requirements},

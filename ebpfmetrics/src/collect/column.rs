@@ -5,7 +5,9 @@ use std::{any::Any, sync::Arc};
 use bytemuck::Zeroable as _;
 
 use super::{
-    collector::{Collector, Ended, Progress, Read, Reading, Readings, Record, Span, Task, WalkTimes},
+    collector::{
+        Collector, Ended, Progress, Read, Reading, Readings, Record, Span, Task, WalkTimes,
+    },
     counters::{self, Counters},
     loading::WalkPart,
     table::STARTING_NS,
@@ -36,8 +38,13 @@ pub(crate) trait Column: Any + Send {
     /// Makes the cells match the table again.
     fn place(&mut self, places: &Places);
     fn system_record(&mut self, head: RecordHead, bytes: &[u8], walk: &WalkTimes) -> Result<()>;
-    fn task_record(&mut self, task: &Task, head: RecordHead, bytes: &[u8], walk: &WalkTimes)
-    -> Result<()>;
+    fn task_record(
+        &mut self,
+        task: &Task,
+        head: RecordHead,
+        bytes: &[u8],
+        walk: &WalkTimes,
+    ) -> Result<()>;
     fn end_walk(&mut self, walk: &WalkTimes, view: &WalkView<'_>) -> Result<()>;
     /// Takes in a final record; whether all of it has been reported.
     fn ended(&mut self, index: usize, end: &End, walk: &WalkTimes) -> bool;
@@ -365,9 +372,10 @@ impl<C: Collector> Column for TypedColumn<C> {
     }
 
     fn overflow(&mut self, records: &[ProcessOverflowRecord]) {
-        let now = records.iter().map(C::overflow).fold(C::Counters::zeroed(), |sum, of_cpu| {
-            counters::add(&sum, &of_cpu)
-        });
+        let now = records
+            .iter()
+            .map(C::overflow)
+            .fold(C::Counters::zeroed(), |sum, of_cpu| counters::add(&sum, &of_cpu));
         let grown = counters::subtract(&now, &self.kernel_overflow);
         self.held.newer = counters::add(&self.held.newer, &grown);
         self.kernel_overflow = now;
@@ -424,8 +432,9 @@ impl<C: Collector> Column for TypedColumn<C> {
         let grown = self.losses.iter().zip(before).map(|(now, before)| now.saturating_sub(before));
         let causes = C::Loss::ALL.iter().map(|cause| (cause.as_ref().to_owned(), cause.scope()));
         let causes = causes.chain([("run_skipped".to_owned(), LossScope::Machine)]);
-        let kernel =
-            causes.zip(grown).map(|((cause, scope), count)| Loss::new(C::NAME, cause, count, scope));
+        let kernel = causes
+            .zip(grown)
+            .map(|((cause, scope), count)| Loss::new(C::NAME, cause, count, scope));
         let own = self.collector.own_losses().into_iter();
         let own = own.map(|(cause, count)| Loss::new(C::NAME, cause, count, LossScope::Processes));
         Losses::new(kernel.chain(own))
@@ -519,4 +528,3 @@ pub(crate) fn program_costs(object: &Object) -> Result<Vec<ProgramCost>> {
     let costs = object.program_costs()?.into_iter();
     Ok(costs.map(|(program, runs, time)| ProgramCost::new(program, runs, time)).collect())
 }
-

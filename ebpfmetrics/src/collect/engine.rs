@@ -19,8 +19,8 @@ use crate::{
     probe::{Cost, Degraded, Health},
     process::{CgroupHierarchy, ProcessId},
     record::{
-        ProcessClocksRecord, ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord, ended_flags,
-        section_number,
+        ProcessClocksRecord, ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord,
+        ended_flags, section_number,
     },
     snapshot::{Handle, Loss, LossScope, Losses, Snapshot, Window},
 };
@@ -68,7 +68,13 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { filter: Filter::All, cgroup_hierarchy: None, max_exited: 8192, max_ended: 32_768, max_filtered: super::filter::MAX_PROCESSES }
+        Self {
+            filter: Filter::All,
+            cgroup_hierarchy: None,
+            max_exited: 8192,
+            max_ended: 32_768,
+            max_filtered: super::filter::MAX_PROCESSES,
+        }
     }
 }
 
@@ -127,8 +133,7 @@ impl Engine {
         let loader = filter.size_maps(filter.configure(loader), options.max_filtered);
         let mut base = without_probe_maps(loader).load(kernel)?;
         let walk_program = walk_program(kernel);
-        let handlers =
-            load_handlers(&base, filter, cgroup_number, walk_program, &[], kernel)?;
+        let handlers = load_handlers(&base, filter, cgroup_number, walk_program, &[], kernel)?;
         exchange(&base, &handlers)?;
         for (dispatcher, tracepoint, ..) in HANDLERS {
             base.attach(dispatcher, tracepoint, kernel)?;
@@ -142,8 +147,7 @@ impl Engine {
             maps: vec![base.map_handle("filtered")?, base.map_handle("known_cgroups")?],
         };
         let sees_all = in_initial_pid_namespace();
-        let table =
-            ProcessTable::new(options.max_exited as usize, filter.admits_late(), sees_all);
+        let table = ProcessTable::new(options.max_exited as usize, filter.admits_late(), sees_all);
         let mut engine = Self {
             base,
             handlers,
@@ -195,7 +199,8 @@ impl Engine {
     ) -> Result<Handle<C::Usage, C::System>> {
         require(C::NAME, &C::requirements(), kernel)?;
         if self.columns.len() >= MAX_PROBES {
-            let text = format!("a set holds at most {MAX_PROBES} probes, got one more: {}", C::NAME);
+            let text =
+                format!("a set holds at most {MAX_PROBES} probes, got one more: {}", C::NAME);
             return Err(Error::new(ErrorKind::InvalidOption, text));
         }
         let handle = Handle::new();
@@ -321,7 +326,8 @@ impl Engine {
         };
         let gone = self.table.update(observed, &walk, &mut self.columns)?;
         self.base.delete_batch::<ProcessKey>("ended", &gone)?;
-        let deleted = |key: &&ProcessKey| ends.binary_search_by_key(&key.id(), |end| end.id).is_ok();
+        let deleted =
+            |key: &&ProcessKey| ends.binary_search_by_key(&key.id(), |end| end.id).is_ok();
         self.ends = Ends { changes, left: ends.len() - gone.iter().filter(deleted).count() };
         let ids = self.table.ids();
         // they ended without a row in any window
@@ -460,8 +466,7 @@ impl Engine {
     }
 
     pub(crate) fn cost(&self) -> Result<Cost> {
-        let mut cost = Cost::default();
-        cost.programs = program_costs(&self.base)?;
+        let mut cost = Cost { programs: program_costs(&self.base)? };
         cost.programs.extend(program_costs(&self.handlers)?);
         for (_, column) in &self.columns {
             cost.programs.extend(column.cost()?.programs);

@@ -104,8 +104,9 @@ impl Filter {
             Self::All => loader,
             Self::Processes(_) => mode(loader, filter_mode::LISTED),
             Self::Tree(_) => mode(loader, filter_mode::TREE),
-            Self::Cgroup(id) => mode(loader, filter_mode::CGROUP)
-                .override_global_if_present("filter_cgroup", *id),
+            Self::Cgroup(id) => {
+                mode(loader, filter_mode::CGROUP).override_global_if_present("filter_cgroup", *id)
+            }
         }
     }
 
@@ -134,7 +135,8 @@ impl Filter {
                 if pids.len() > MAX_PROCESSES as usize {
                     return Err(too_many(pids.len()));
                 }
-                let mut listed: Vec<_> = parents(object)?.into_iter().map(|it| it.process).collect();
+                let mut listed: Vec<_> =
+                    parents(object)?.into_iter().map(|it| it.process).collect();
                 listed.retain(|process| pids.contains(&process.tgid));
                 let found: HashSet<_> = listed.iter().map(|process| process.tgid).collect();
                 match pids.iter().find(|pid| !found.contains(pid)) {

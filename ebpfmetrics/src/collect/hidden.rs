@@ -32,9 +32,8 @@ impl Hidden {
     /// Adds what is missing to the processes of a walk, in ascending order of id; returns the
     /// ids of the added processes.
     pub(super) fn complete(self, processes: &mut Vec<(ProcessId, ProcessInfo)>) -> Vec<ProcessId> {
-        let has = |pid: i32| {
-            processes.binary_search_by_key(&(pid as u32), |(id, _)| id.pid).is_ok()
-        };
+        let has =
+            |pid: i32| processes.binary_search_by_key(&(pid as u32), |(id, _)| id.pid).is_ok();
         let hidden: Vec<_> = match self {
             Self::None => return Vec::new(),
             Self::First if has(1) => return Vec::new(),
@@ -69,15 +68,17 @@ fn read(process: &Process) -> Option<(ProcessId, ProcessInfo)> {
     for (to, from) in comm.iter_mut().zip(name.iter().take(15).filter(|byte| **byte != b'\n')) {
         *to = *from;
     }
-    let mut info = ProcessInfo::default();
-    info.comm = Comm::from_bytes(comm);
-    // its parent's start time would take another look
-    info.namespace_pid =
-        status.nspid.and_then(|pids| pids.last().copied()).unwrap_or(stat.pid) as u32;
-    info.uid = Some(status.ruid);
-    info.threads = stat.num_threads as u32;
-    info.kernel_thread = stat.flags & PF_KTHREAD != 0;
-    info.nice = i8::try_from(stat.nice).ok();
-    info.last_cpu = stat.processor.and_then(|cpu| u32::try_from(cpu).ok());
+    let namespace_pid = status.nspid.and_then(|pids| pids.last().copied()).unwrap_or(stat.pid);
+    // without its parent, whose start time would take another look
+    let info = ProcessInfo {
+        comm: Comm::from_bytes(comm),
+        namespace_pid: namespace_pid as u32,
+        uid: Some(status.ruid),
+        threads: stat.num_threads as u32,
+        kernel_thread: stat.flags & PF_KTHREAD != 0,
+        nice: i8::try_from(stat.nice).ok(),
+        last_cpu: stat.processor.and_then(|cpu| u32::try_from(cpu).ok()),
+        ..ProcessInfo::default()
+    };
     Some((ProcessId { pid: stat.pid as u32, start_time_ns }, info))
 }

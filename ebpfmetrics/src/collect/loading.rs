@@ -22,8 +22,8 @@ impl Loading<'_> {
     /// A loader for the probe's object. The filter works in the object's hooks, and the
     /// records of its walk program have the right section.
     pub fn object(&self, name: &'static str, bytes: &'static [u8]) -> ObjectLoader {
-        let loader = ObjectLoader::new(name, bytes)
-            .override_global_if_present("own_section", self.section);
+        let loader =
+            ObjectLoader::new(name, bytes).override_global_if_present("own_section", self.section);
         self.filter.configure(loader)
     }
 }

@@ -35,7 +35,9 @@ pub(super) const STARTING_NS: u64 = 100_000_000;
 enum Phase {
     Alive,
     /// Not in the walk since this moment, `CLOCK_MONOTONIC`.
-    Vanished { since_ns: u64 },
+    Vanished {
+        since_ns: u64,
+    },
     Ended {
         since_ns: u64,
         shown: Shown,
@@ -210,11 +212,10 @@ impl ProcessTable {
     pub(super) fn info(&self, id: ProcessId) -> ProcessInfo {
         match self.ids.binary_search(&id) {
             Ok(index) => self.entries[index].info,
-            Err(_) => self.recent.infos.get(&id).copied().unwrap_or_else(|| {
-                let mut unknown = ProcessInfo::default();
-                unknown.exited = true;
-                unknown
-            }),
+            Err(_) => {
+                let unknown = ProcessInfo { exited: true, ..ProcessInfo::default() };
+                self.recent.infos.get(&id).copied().unwrap_or(unknown)
+            }
         }
     }
 
@@ -237,8 +238,9 @@ impl ProcessTable {
         let in_time = |id: &ProcessId| id.start_time_ns <= walk.boottime_ns;
         let ends = || {
             let ends = observed.ends.iter().filter(|end| in_time(&end.id));
-            let is_of_a_window =
-                |end: &&End| !is_first && end.id.start_time_ns >= began_ns && !self.has_left(end.id);
+            let is_of_a_window = |end: &&End| {
+                !is_first && end.id.start_time_ns >= began_ns && !self.has_left(end.id)
+            };
             ends.filter(is_of_a_window).map(|end| end.id).collect::<Vec<_>>()
         };
         let walked = observed.walked.processes.iter().filter(|(id, _)| in_time(id)).copied();
@@ -402,9 +404,8 @@ impl ProcessTable {
             let Ok(index) = self.ids.binary_search(&end.id) else {
                 // It ended before the first walk, was settled without this record, or began
                 // after this walk.
-                let is_of_no_window = end.id.start_time_ns < began_ns
-                    || self.walked_ns == 0
-                    || self.has_left(end.id);
+                let is_of_no_window =
+                    end.id.start_time_ns < began_ns || self.walked_ns == 0 || self.has_left(end.id);
                 if is_released && is_of_no_window {
                     gone.push(end.key);
                 }
@@ -565,9 +566,13 @@ impl ProcessTable {
                     }
                     self.settle(index, since_ns, columns);
                 }
-                Phase::Ended { since_ns, shown, is_complete: true, is_settled, is_final: false }
-                    if is_overdue(since_ns, now_ns) =>
-                {
+                Phase::Ended {
+                    since_ns,
+                    shown,
+                    is_complete: true,
+                    is_settled,
+                    is_final: false,
+                } if is_overdue(since_ns, now_ns) => {
                     let end = ends.binary_search_by_key(&id, |end| end.id).map(|at| &ends[at]);
                     // In another PID namespace it may still wait to be reaped.
                     let is_waiting = end.is_ok_and(|end| {
@@ -582,8 +587,13 @@ impl ProcessTable {
                     if !is_settled {
                         self.exit_record_missing += 1;
                     }
-                    self.entries[index].phase =
-                        Phase::Ended { since_ns, shown, is_complete: true, is_settled, is_final: true };
+                    self.entries[index].phase = Phase::Ended {
+                        since_ns,
+                        shown,
+                        is_complete: true,
+                        is_settled,
+                        is_final: true,
+                    };
                     gone.push(end.map_or(id.into(), |end| end.key));
                 }
                 _ => {}

@@ -30,21 +30,21 @@ use crate::{
 };
 
 /// The section of the probe, and the kinds of its records.
-pub(crate) const SECTION: u16 = 20;
-pub(crate) const KIND_TASK: u16 = 1;
-pub(crate) const KIND_SYSTEM: u16 = 2;
+pub(super) const SECTION: u16 = 20;
+pub(super) const KIND_TASK: u16 = 1;
+pub(super) const KIND_SYSTEM: u16 = 2;
 
 /// Counts one thing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Count {
+pub(super) struct Count {
     /// What exceeds this in a window is reported in the next.
-    pub(crate) most_per_window: Option<u64>,
-    pub(crate) system: u64,
+    pub(super) most_per_window: Option<u64>,
+    pub(super) system: u64,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-pub(crate) struct CountRecord {
+pub(super) struct CountRecord {
     head: RecordHead,
     own: u64,
     dead: u64,
@@ -128,7 +128,7 @@ impl Collector for Count {
     }
 }
 
-pub(crate) fn id(pid: u32, start_time_ns: u64) -> ProcessId {
+pub(super) fn id(pid: u32, start_time_ns: u64) -> ProcessId {
     ProcessId { pid, start_time_ns }
 }
 
@@ -138,21 +138,21 @@ pub(crate) fn head<T>(section: u16, kind: u32) -> RecordHead {
 
 /// Writes the records of a walk.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct WalkBytes(pub(crate) Vec<u8>);
+pub(super) struct WalkBytes(pub(crate) Vec<u8>);
 
 impl WalkBytes {
-    pub(crate) fn at(now_ns: u64) -> Self {
+    pub(super) fn at(now_ns: u64) -> Self {
         let head = head::<ProcessWalkRecord>(section_number::PROCESS as u16, process_kind::WALK);
         let mut bytes = Self::default();
         bytes.push(&ProcessWalkRecord { head, monotonic_ns: now_ns, boottime_ns: now_ns });
         bytes
     }
 
-    pub(crate) fn push<T: NoUninit>(&mut self, record: &T) {
+    pub(super) fn push<T: NoUninit>(&mut self, record: &T) {
         self.0.extend_from_slice(bytemuck::bytes_of(record));
     }
 
-    pub(crate) fn leader(&mut self, id: ProcessId) {
+    pub(super) fn leader(&mut self, id: ProcessId) {
         let kind = process_kind::PROCESS;
         let mut record = ProcessProcessRecord {
             head: head::<ProcessProcessRecord>(section_number::PROCESS as u16, kind),
@@ -165,7 +165,7 @@ impl WalkBytes {
         self.push(&record);
     }
 
-    pub(crate) fn thread(&mut self, process: ProcessId, tid: u32) {
+    pub(super) fn thread(&mut self, process: ProcessId, tid: u32) {
         let kind = process_kind::THREAD;
         self.push(&ProcessThreadRecord {
             head: head::<ProcessThreadRecord>(section_number::PROCESS as u16, kind),
@@ -176,27 +176,27 @@ impl WalkBytes {
         });
     }
 
-    pub(crate) fn void(&mut self) {
+    pub(super) fn void(&mut self) {
         self.push(&head::<RecordHead>(section_number::PROCESS as u16, process_kind::VOID));
     }
 
-    pub(crate) fn count(&mut self, own: u64, dead: u64) {
+    pub(super) fn count(&mut self, own: u64, dead: u64) {
         let head = head::<CountRecord>(SECTION, KIND_TASK.into());
         self.push(&CountRecord { head, own, dead });
     }
 
-    pub(crate) fn system(&mut self, own: u64) {
+    pub(super) fn system(&mut self, own: u64) {
         let head = head::<CountRecord>(SECTION, KIND_SYSTEM.into());
         self.push(&CountRecord { head, own, dead: 0 });
     }
 
     /// A process with one thread.
-    pub(crate) fn process(&mut self, id: ProcessId, own: u64) {
+    pub(super) fn process(&mut self, id: ProcessId, own: u64) {
         self.leader(id);
         self.count(own, 0);
     }
 
-    pub(crate) fn buffer(&self) -> RecordBuffer {
+    pub(super) fn buffer(&self) -> RecordBuffer {
         let mut buffer = RecordBuffer::default();
         buffer.fill(&mut &self.0[..]).unwrap();
         buffer
@@ -204,7 +204,7 @@ impl WalkBytes {
 }
 
 /// The final record of a process: not released yet, or released.
-pub(crate) fn end(id: ProcessId, count: u64, is_released: bool) -> End {
+pub(super) fn end(id: ProcessId, count: u64, is_released: bool) -> End {
     let mut record = Box::new(ProcessEndedRecord::zeroed());
     record.head = head::<ProcessEndedRecord>(section_number::PROCESS as u16, process_kind::ENDED);
     record.info.tgid = id.pid;
@@ -215,7 +215,7 @@ pub(crate) fn end(id: ProcessId, count: u64, is_released: bool) -> End {
 }
 
 /// What the kernel says of a process between its exit and its release.
-pub(crate) fn settled(end: &End, count: u64, threads: u64) -> End {
+pub(super) fn settled(end: &End, count: u64, threads: u64) -> End {
     let mut settled = ProcessSettledRecord::zeroed();
     settled.head =
         head::<ProcessSettledRecord>(section_number::PROCESS as u16, process_kind::SETTLED);
@@ -227,16 +227,16 @@ pub(crate) fn settled(end: &End, count: u64, threads: u64) -> End {
 
 /// A read of an imagined kernel.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct KernelRead {
-    pub(crate) walk: WalkBytes,
-    pub(crate) ends: Vec<End>,
-    pub(crate) creators: Vec<(ProcessKey, ProcessKey)>,
+pub(super) struct KernelRead {
+    pub(super) walk: WalkBytes,
+    pub(super) ends: Vec<End>,
+    pub(super) creators: Vec<(ProcessKey, ProcessKey)>,
     /// Processes, and what they counted.
-    pub(crate) overflow: (u64, u64),
+    pub(super) overflow: (u64, u64),
 }
 
 /// As [`KernelRead::walk`], of processes with one thread.
-pub(crate) fn read_at(now_ns: u64, processes: &[(u32, u64, u64)]) -> KernelRead {
+pub(super) fn read_at(now_ns: u64, processes: &[(u32, u64, u64)]) -> KernelRead {
     let mut walk = WalkBytes::at(now_ns);
     for &(pid, start, count) in processes {
         walk.process(id(pid, start), count);
@@ -245,48 +245,48 @@ pub(crate) fn read_at(now_ns: u64, processes: &[(u32, u64, u64)]) -> KernelRead 
 }
 
 /// A process table with one column, without a kernel.
-pub(crate) struct TestSet {
-    pub(crate) table: ProcessTable,
+pub(super) struct TestSet {
+    pub(super) table: ProcessTable,
     columns: Vec<(u64, Box<dyn Column>)>,
     now_ns: u64,
 }
 
 /// A row: the process, its count in the window and since its start, and its information.
 #[derive(Clone, Debug)]
-pub(crate) struct TestRow {
-    pub(crate) id: ProcessId,
-    pub(crate) count: u64,
-    pub(crate) total: u64,
-    pub(crate) info: ProcessInfo,
+pub(super) struct TestRow {
+    pub(super) id: ProcessId,
+    pub(super) count: u64,
+    pub(super) total: u64,
+    pub(super) info: ProcessInfo,
 }
 
 impl TestSet {
-    pub(crate) fn new(max_exited: usize) -> Self {
+    pub(super) fn new(max_exited: usize) -> Self {
         Self::with(ProcessTable::new(max_exited, false, true), Count::default())
     }
 
-    pub(crate) fn with(table: ProcessTable, count: Count) -> Self {
+    pub(super) fn with(table: ProcessTable, count: Count) -> Self {
         let mut set = Self { table, columns: Vec::new(), now_ns: 0 };
         set.add(count);
         set
     }
 
-    pub(crate) fn without_probe(max_exited: usize) -> Self {
+    pub(super) fn without_probe(max_exited: usize) -> Self {
         let table = ProcessTable::new(max_exited, false, true);
         Self { table, columns: Vec::new(), now_ns: 0 }
     }
 
-    pub(crate) fn add(&mut self, count: Count) {
+    pub(super) fn add(&mut self, count: Count) {
         self.columns.push((1, Box::new(TypedColumn::new(count, SECTION))));
     }
 
     /// Starts the window of the probe that was added, as the engine does.
-    pub(crate) fn begin_column(&mut self) {
+    pub(super) fn begin_column(&mut self) {
         let now_ns = self.now_ns;
         self.columns.iter_mut().for_each(|(_, column)| column.rebase(now_ns));
     }
 
-    pub(crate) fn try_read(&mut self, mut kernel: KernelRead) -> Result<Vec<ProcessKey>> {
+    pub(super) fn try_read(&mut self, mut kernel: KernelRead) -> Result<Vec<ProcessKey>> {
         let buffer = kernel.walk.buffer();
         let mut walked = Walked::default();
         walked.read(&buffer, |head| Count::is_system_record(head.kind))?;
@@ -312,25 +312,25 @@ impl TestSet {
     }
 
     /// Takes in a read; returns the processes whose final records can be deleted.
-    pub(crate) fn read(&mut self, kernel: KernelRead) -> Vec<u32> {
+    pub(super) fn read(&mut self, kernel: KernelRead) -> Vec<u32> {
         self.try_read(kernel).unwrap().iter().map(|key| key.tgid).collect()
     }
 
     /// Starts a new window; returns the processes that have left the table.
-    pub(crate) fn reset(&mut self) -> Vec<u32> {
+    pub(super) fn reset(&mut self) -> Vec<u32> {
         let gone = self.table.rebase(&mut self.columns);
         self.begin_column();
         gone.iter().map(|key| key.tgid).collect()
     }
 
-    pub(crate) fn part(&self) -> TypedPart<Counter, u64> {
+    pub(super) fn part(&self) -> TypedPart<Counter, u64> {
         let sources: Vec<_> =
             self.table.rows().map(|(index, ..)| RowSource::Entry(index)).collect();
         let part = self.columns[0].1.part(&sources, self.table.ids(), self.now_ns);
         *(part as Box<dyn Any>).downcast().unwrap()
     }
 
-    pub(crate) fn rows(&self) -> Vec<TestRow> {
+    pub(super) fn rows(&self) -> Vec<TestRow> {
         let part = self.part();
         let figures = part.usages.into_iter();
         (self.table.rows().zip(figures))
@@ -344,17 +344,17 @@ impl TestSet {
     }
 
     /// Rows as pid, start, count in the window, and whether it has exited.
-    pub(crate) fn short_rows(&self) -> Vec<(u32, u64, u64, bool)> {
+    pub(super) fn short_rows(&self) -> Vec<(u32, u64, u64, bool)> {
         let row = |row: TestRow| (row.id.pid, row.id.start_time_ns, row.count, row.info.exited);
         self.rows().into_iter().map(row).collect()
     }
 
     /// Processes without a row, and what they counted.
-    pub(crate) fn overflow(&self) -> (u64, u64) {
+    pub(super) fn overflow(&self) -> (u64, u64) {
         (self.table.overflow(), self.part().overflow.count)
     }
 
-    pub(crate) fn missing(&self) -> u64 {
+    pub(super) fn missing(&self) -> u64 {
         self.table.exit_record_missing()
     }
 }

@@ -275,17 +275,17 @@ impl ProcessInfoRecord {
         let has = |flag| self.flags & flag != 0;
         let has_owner = has(process_flags::HAS_OWNER);
         let scheduled = has(process_flags::HAS_SCHEDULING);
-        let mut info = ProcessInfo::default();
-        info.comm = Comm::from_bytes(self.comm);
-        info.parent = (self.parent_tgid != 0).then_some(ProcessId {
-            pid: self.parent_tgid,
-            start_time_ns: self.parent_start_ns,
-        });
-        info.namespace_pid = self.namespace_pid;
-        info.uid = has_owner.then_some(self.uid);
-        info.cgroup_id = (has_owner && self.cgroup_id != 0).then_some(self.cgroup_id);
-        info.threads = self.threads;
-        info.kernel_thread = has(process_flags::KERNEL_THREAD);
+        let parent = ProcessId { pid: self.parent_tgid, start_time_ns: self.parent_start_ns };
+        let mut info = ProcessInfo {
+            comm: Comm::from_bytes(self.comm),
+            parent: (self.parent_tgid != 0).then_some(parent),
+            namespace_pid: self.namespace_pid,
+            uid: has_owner.then_some(self.uid),
+            cgroup_id: (has_owner && self.cgroup_id != 0).then_some(self.cgroup_id),
+            threads: self.threads,
+            kernel_thread: has(process_flags::KERNEL_THREAD),
+            ..ProcessInfo::default()
+        };
         if scheduled {
             info.state = ProcessState::from_kernel(self.state, 0);
             info.nice = i8::try_from(self.nice).ok();

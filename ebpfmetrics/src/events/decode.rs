@@ -5,7 +5,9 @@ use std::{collections::VecDeque, os::unix::process::ExitStatusExt as _, process:
 use super::{Event, ProcessEvent, slow_io};
 use crate::{
     process::ProcessState,
-    record::{EventsEventRecord, EventsSlowIoRecord, event_kind, events_flags::EVENT_PROCESS_ENDED},
+    record::{
+        EventsEventRecord, EventsSlowIoRecord, event_kind, events_flags::EVENT_PROCESS_ENDED,
+    },
 };
 
 /// Events that were read but not returned yet, and the number of lost events so far.

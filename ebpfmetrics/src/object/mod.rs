@@ -18,12 +18,9 @@ mod tests;
 mod types;
 mod verifier_error;
 
-pub(crate) use self::{
-    ring::Ring,
-    statistics::enable_statistics,
-};
 #[cfg(feature = "conformance")]
 pub(crate) use self::bpf::ids::{map_ids, program_ids};
 #[cfg(test)]
 pub(crate) use self::types::enumerators;
 pub use self::{loader::ObjectLoader, map_handle::MapHandle, object::Object};
+pub(crate) use self::{ring::Ring, statistics::enable_statistics};

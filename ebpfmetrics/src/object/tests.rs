@@ -193,7 +193,10 @@ fn reused_maps_have_the_declared_type_and_sizes() {
     assert!(error.to_string().contains("cannot reuse map numbers for counts"), "{error}");
     assert_eq!(kind(loader.reuse_map("none", &numbers).load(&kernel)), ErrorKind::InvalidObject);
     // an object that declares none of them
-    ObjectLoader::new("process", ebpf_probes::PROCESS).reuse_maps(&[numbers]).load(&kernel).unwrap();
+    ObjectLoader::new("process", ebpf_probes::PROCESS)
+        .reuse_maps(&[numbers])
+        .load(&kernel)
+        .unwrap();
 }
 
 #[test]
@@ -227,7 +230,8 @@ fn a_map_that_is_not_created_does_not_exist() {
 fn a_rejected_program_comes_with_the_log_of_the_verifier() {
     let kernel = Kernel::read().unwrap();
     // its first argument is not a task
-    let error = load_process(&kernel).attach("process_release", "sched_switch", &kernel).unwrap_err();
+    let error =
+        load_process(&kernel).attach("process_release", "sched_switch", &kernel).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::VerifierRejected);
     let log = error.verifier_log().unwrap();
     assert!(log.lines().count() > 3, "{log}");

@@ -53,7 +53,8 @@ impl Comm {
 /// Truncates the name to 15 bytes, at the end of a character.
 impl From<&str> for Comm {
     fn from(name: &str) -> Self {
-        Self::truncated(&name.as_bytes()[..name.floor_char_boundary(Self::MAX_LEN)])
+        let end = (0..=name.len().min(Self::MAX_LEN)).rev().find(|at| name.is_char_boundary(*at));
+        Self::truncated(&name.as_bytes()[..end.unwrap_or(0)])
     }
 }
 

@@ -97,12 +97,18 @@ impl ProbeSet {
     ///
     /// # Errors
     /// As [`add`](Self::add).
-    pub fn add_on<B: ProbeBuilder>(&mut self, mut probe: B, kernel: &Kernel) -> Result<HandleOf<B>> {
+    pub fn add_on<B: ProbeBuilder>(
+        &mut self,
+        mut probe: B,
+        kernel: &Kernel,
+    ) -> Result<HandleOf<B>> {
         if let Some(options) = probe.set_options() {
             options.check_default()?;
         }
         let added = self.engine.add::<B::Collector>(probe, kernel);
-        added.map_err(|error| checks::explain(error, B::Collector::NAME, &B::Collector::requirements()))
+        added.map_err(|error| {
+            checks::explain(error, B::Collector::NAME, &B::Collector::requirements())
+        })
     }
 
     /// Detaches a probe and frees its maps. Its usage since the last reset is lost; to keep it, take
@@ -147,10 +153,7 @@ impl ProbeSet {
         self.engine.shared_filter()
     }
 
-    pub(crate) fn collector<C: Collector>(
-        &self,
-        probe: Handle<C::Usage, C::System>,
-    ) -> Option<&C> {
+    pub(crate) fn collector<C: Collector>(&self, probe: Handle<C::Usage, C::System>) -> Option<&C> {
         self.engine.collector(probe.id())
     }
 }
@@ -191,5 +194,6 @@ impl fmt::Debug for ProbeSet {
 
 /// Reads the description of the kernel; an error says what the machine lacks.
 fn read_kernel() -> Result<Kernel> {
-    Kernel::read().map_err(|error| checks::explain(error, "set", &crate::collect::engine::requirements()))
+    Kernel::read()
+        .map_err(|error| checks::explain(error, "set", &crate::collect::engine::requirements()))
 }

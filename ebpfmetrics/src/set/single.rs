@@ -32,7 +32,10 @@ impl<C: Collector> Single<C> {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_on<B: ProbeBuilder<Collector = C>>(mut builder: B, kernel: &Kernel) -> Result<Self> {
+    pub fn load_on<B: ProbeBuilder<Collector = C>>(
+        mut builder: B,
+        kernel: &Kernel,
+    ) -> Result<Self> {
         let options = builder.set_options().map(std::mem::take).unwrap_or_default();
         let mut set = ProbeSetBuilder::from_options(options).build_on(kernel)?;
         let probe = set.add_on(builder, kernel)?;

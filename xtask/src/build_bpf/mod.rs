@@ -77,7 +77,8 @@ fn crates(workspace: &Path) -> Result<Vec<PathBuf>> {
         .context("cannot run cargo metadata")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata["packages"].as_array().context("unexpected output of cargo metadata")?;
+    let packages =
+        metadata["packages"].as_array().context("unexpected output of cargo metadata")?;
     let manifests = packages.iter().filter_map(|package| package["manifest_path"].as_str());
     let mut crates: Vec<_> = manifests
         .filter_map(|manifest| Path::new(manifest).parent())

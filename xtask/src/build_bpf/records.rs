@@ -400,7 +400,10 @@ struct cpu_task_record {
         let shared = &files[&expected[2]];
         assert!(shared.contains("PartialOrd, Ord, Hash, bytemuck"), "{shared}");
         assert!(shared.contains("    /// Its start.\n    pub start_ns: u64,"), "{shared}");
-        assert!(files[&expected[1]].contains("mod cpu;\nmod shared;\n\npub use self::{cpu::*, shared::*};\n"));
+        assert!(
+            files[&expected[1]]
+                .contains("mod cpu;\nmod shared;\n\npub use self::{cpu::*, shared::*};\n")
+        );
         let probe = &files["probe/src/record.rs"];
         assert!(probe.contains("use ebpfmetrics::kit::ProcessKey;"), "{probe}");
         assert!(!probe.contains("pub struct ProcessKey"), "{probe}");

@@ -88,7 +88,8 @@ impl Apt {
             self.command("apt-get").args(["-qq", "download", &request]).current_dir(into),
         )?;
         let mut files = fs::read_dir(into)?.map(|entry| entry.map(|entry| entry.path()));
-        let file = files.next().with_context(|| format!("apt downloaded no file for {request}"))??;
+        let file =
+            files.next().with_context(|| format!("apt downloaded no file for {request}"))??;
         ensure!(files.next().is_none(), "apt downloaded several files for {request}");
         Ok(file)
     }

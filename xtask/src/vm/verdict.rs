@@ -46,7 +46,10 @@ pub(super) fn judge(run: &Run, ending: Ending, seconds: u64, console: &str) -> V
         let differs =
             |other: &&super::output::Support| other.metric == support.metric && **other != *support;
         if run.support[..number].iter().find(differs).is_some() {
-            verdict.problem(format!("metric {} was reported twice with different values", support.metric));
+            verdict.problem(format!(
+                "metric {} was reported twice with different values",
+                support.metric
+            ));
         }
         if !matches!(support.value.as_str(), "yes" | "no") {
             verdict.problem(format!("metric {} must be yes or no", support.metric));

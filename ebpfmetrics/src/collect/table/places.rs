@@ -26,8 +26,7 @@ proptest! {
         for (walked, ended) in walks {
             let before = table.ids.clone();
             let infos = walked.iter().map(|&pid| {
-                let mut info = ProcessInfo::default();
-                info.namespace_pid = pid;
+                let info = ProcessInfo { namespace_pid: pid, ..ProcessInfo::default() };
                 (id(pid), info)
             });
             let (places, seen) = table.merge(infos, ended.iter().map(|&pid| id(pid)), 1);

@@ -216,7 +216,8 @@ fn a_process_that_still_has_a_record_is_not_in_the_overflow() {
 #[test]
 fn a_record_that_never_comes_is_replaced_and_counted() {
     let mut set = begun(9);
-    let ends = [5, 6, 7].map(|pid| end(id(pid, u64::from(pid) * 10), [9, 9, 3][pid as usize - 5], false));
+    let ends =
+        [5, 6, 7].map(|pid| end(id(pid, u64::from(pid) * 10), [9, 9, 3][pid as usize - 5], false));
     set.read(read_at(71, &[(5, 50, 7), (6, 60, 7)]));
     let read = |now| with_ends(read_at(now, &[(6, 60, 8)]), &ends);
     assert_eq!(set.read(read(72)), [0_u32; 0]);
@@ -399,7 +400,10 @@ fn creators_stay_and_information_is_kept() {
     set.read(with_ends(read_at(61, &[]), &ends));
     assert_eq!(creators(&set), [Some(4), Some(5)]);
     let row = &set.rows()[0];
-    assert_eq!((row.info.comm.as_bytes(), row.info.parent.map(|it| it.pid)), (&b"task"[..], Some(1)));
+    assert_eq!(
+        (row.info.comm.as_bytes(), row.info.parent.map(|it| it.pid)),
+        (&b"task"[..], Some(1))
+    );
     set.reset();
     assert_eq!(set.table.info(id(5, 50)).creator.map(|it| it.pid), Some(4));
     assert!(set.table.info(id(99, 1)).exited);
@@ -426,7 +430,9 @@ fn an_invalid_record_leaves_the_counters() {
     let mut set = begun(9);
     set.read(read_at(60, &[(5, 50, 7)]));
     let mut wrong = read_at(61, &[(5, 50, 9)]);
-    wrong.walk.push(&super::super::testing::head::<RecordHeadAlone>(super::super::testing::SECTION, 9));
+    wrong
+        .walk
+        .push(&super::super::testing::head::<RecordHeadAlone>(super::super::testing::SECTION, 9));
     assert!(set.try_read(wrong).is_err());
     assert_eq!(set.short_rows(), [(5, 50, 7, false)]);
     set.read(read_at(62, &[(5, 50, 9)]));

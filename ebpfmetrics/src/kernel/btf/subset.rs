@@ -2,10 +2,7 @@
 
 use std::{collections::HashSet, ops::Deref};
 
-use super::{
-    Btf, HEADER,
-    types::Need,
-};
+use super::{Btf, HEADER, types::Need};
 
 impl<B: Deref<Target = [u8]>> Btf<B> {
     /// The names of the types, without flavours: `task_struct___new` is relocated against

@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytemuck::{Pod, Zeroable};
 use procfs::process::Process;
 
-use super::{CpuAccounting, CpuProbeBuilder, CpuSystem, CpuThread, CpuTime, CpuUsage, threads::Threads};
+use super::{
+    CpuAccounting, CpuProbeBuilder, CpuSystem, CpuThread, CpuTime, CpuUsage, threads::Threads,
+};
 use crate::{
     collect::{
         Loading, WalkPart,
@@ -21,8 +23,8 @@ use crate::{
     probe::Degraded,
     process::ProcessId,
     record::{
-        CpuCpuRecord, CpuLoss, CpuTaskRecord, CpuTotalsRecord, ProcessOverflowRecord, cpu_cpu_flags,
-        cpu_kind, cpu_task_flags, section_number,
+        CpuCpuRecord, CpuLoss, CpuTaskRecord, CpuTotalsRecord, ProcessOverflowRecord,
+        cpu_cpu_flags, cpu_kind, cpu_task_flags, section_number,
     },
     snapshot::{LossCause, LossScope, Source, Window},
 };
@@ -230,8 +232,9 @@ impl KnownCpu {
     fn skip_since(&mut self, before: CpuReading) {
         let skip = |baseline: u64, now: u64, before: u64| baseline + now.saturating_sub(before);
         let idle = self.baseline.idle_ns.zip(self.last.idle_ns).zip(before.idle_ns);
-        self.baseline.idle_ns =
-            idle.map_or(self.last.idle_ns, |((baseline, now), before)| Some(skip(baseline, now, before)));
+        self.baseline.idle_ns = idle.map_or(self.last.idle_ns, |((baseline, now), before)| {
+            Some(skip(baseline, now, before))
+        });
         self.baseline.interrupted_ns =
             skip(self.baseline.interrupted_ns, self.last.interrupted_ns, before.interrupted_ns);
     }
@@ -547,21 +550,14 @@ impl Collector for Cpu {
                 "iter/task: task->sched_info.run_delay, last_queued",
             ),
             Source::new("migrations", "iter/task: task->se.nr_migrations"),
-            when(
-                self.has_idle(),
-                "idle",
-                "iter/task: rq->rq_cpu_time, or root_cpuacct_cpuusage",
-            ),
+            when(self.has_idle(), "idle", "iter/task: rq->rq_cpu_time, or root_cpuacct_cpuusage"),
             Source::new("exited", "tp_btf/sched_process_free: task->signal"),
         ]
     }
 
     fn degraded(&self) -> Vec<Degraded> {
-        let wait = Degraded::when(
-            !self.has_wait,
-            "run_queue_wait",
-            "the kernel lacks CONFIG_SCHED_INFO",
-        );
+        let wait =
+            Degraded::when(!self.has_wait, "run_queue_wait", "the kernel lacks CONFIG_SCHED_INFO");
         let idle = Degraded::when(
             !self.has_idle(),
             "idle",

@@ -1,9 +1,5 @@
 use super::Cpu;
-use crate::{
-    error::Result,
-    options::check_option,
-    set::SetOptions,
-};
+use crate::{error::Result, options::check_option, set::SetOptions};
 
 /// How CPU time is measured. Both ways give the same figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

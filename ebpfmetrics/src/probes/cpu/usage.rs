@@ -1,9 +1,9 @@
 use std::{ops::AddAssign, time::Duration};
 
 use super::{CpuAccounting, collector::CpuCounters};
-use crate::snapshot::{Usage, Window, add_known_duration, known_duration_since};
 #[cfg(feature = "serde")]
 use crate::snapshot::duration_ns;
+use crate::snapshot::{Usage, Window, add_known_duration, known_duration_since};
 
 /// CPU usage over a window. Usages can be added.
 ///

@@ -9,9 +9,7 @@ use super::{
 use crate::{
     collect::{
         Loading, WalkPart,
-        collector::{
-            Collector, Ended, Read, Reading, Readings, Record, Span, Task, WalkTimes,
-        },
+        collector::{Collector, Ended, Read, Reading, Readings, Record, Span, Task, WalkTimes},
         counters,
     },
     error::Result,
@@ -361,10 +359,8 @@ impl Collector for Mem {
         ];
         match (self.reads_procfs, in_initial_pid_namespace()) {
             (false, _) => {}
-            (true, true) => sources.push(Source::new(
-                "process 1",
-                "/proc/1/status: this machine hides it from eBPF",
-            )),
+            (true, true) => sources
+                .push(Source::new("process 1", "/proc/1/status: this machine hides it from eBPF")),
             (true, false) => sources.push(Source::new(
                 "processes of other PID namespaces",
                 "/proc/PID/status: the walk shows the reader's namespace",

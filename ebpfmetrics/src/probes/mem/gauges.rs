@@ -129,7 +129,11 @@ mod tests {
 
     fn gauges(execs: u64, resident: u64, peak: u64, high_water: u64) -> MemGauges {
         MemGauges {
-            held: Some(Held { resident_anon: resident, virtual_bytes: 10 * resident, ..Held::default() }),
+            held: Some(Held {
+                resident_anon: resident,
+                virtual_bytes: 10 * resident,
+                ..Held::default()
+            }),
             execs: Some(execs),
             peak: marks(peak),
             high_water: marks(high_water),
@@ -167,9 +171,8 @@ mod tests {
 
     #[test]
     fn a_mark_that_moved_was_reached_in_the_window() {
-        let peak = |mark| {
-            MemGauges::follow(&begun(gauges(1, 16, 16, 20)), gauges(1, 16, 18, mark)).peak
-        };
+        let peak =
+            |mark| MemGauges::follow(&begun(gauges(1, 16, 16, 20)), gauges(1, 16, 18, mark)).peak;
         assert_eq!(peak(20), marks(18));
         assert_eq!(peak(25), marks(25));
     }

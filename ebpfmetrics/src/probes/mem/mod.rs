@@ -15,7 +15,7 @@ pub use usage::{MemSource, MemUsage};
 pub use crate::record::MemLoss;
 use crate::{
     set::Single,
-    snapshot::{Process, ProbeSnapshot},
+    snapshot::{ProbeSnapshot, Process},
 };
 
 /// Measures the memory of every process in the kernel: what it holds, its peaks between two
@@ -61,7 +61,9 @@ impl MemSnapshot {
     /// several processes share are counted once, see [`MemUsage::total_of`].
     pub fn total(&self) -> MemUsage {
         let usages = self.processes.iter().map(|process| &process.usage);
-        MemUsage::total_of(usages.chain((self.overflow.processes > 0).then_some(&self.overflow.usage)))
+        MemUsage::total_of(
+            usages.chain((self.overflow.processes > 0).then_some(&self.overflow.usage)),
+        )
     }
 
     /// Processes that the kernel killed in the window because memory ran out.

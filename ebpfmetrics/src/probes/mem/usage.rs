@@ -340,7 +340,8 @@ mod tests {
     #[test]
     fn a_shared_address_space_is_in_the_total_once() {
         let owner = ProcessId { pid: 5, start_time_ns: 1 };
-        let guest = MemUsage { shares_memory_with: Some(owner), minor_faults: 3, ..usage(10, Some(10)) };
+        let guest =
+            MemUsage { shares_memory_with: Some(owner), minor_faults: 3, ..usage(10, Some(10)) };
         let mut own = usage(10, Some(10));
         own.minor_faults = 4;
         let total = MemUsage::total_of([&guest, &own]);

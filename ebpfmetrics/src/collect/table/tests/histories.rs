@@ -232,7 +232,12 @@ impl Model {
         self.ended.iter().map(one).collect()
     }
 
-    fn read(&mut self, before: Vec<Event>, after: Vec<Event>, reset: bool) -> Result<(), TestCaseError> {
+    fn read(
+        &mut self,
+        before: Vec<Event>,
+        after: Vec<Event>,
+        reset: bool,
+    ) -> Result<(), TestCaseError> {
         let (at_ns, overflow) = (self.now_ns, self.overflow);
         before.into_iter().try_for_each(|event| self.step(event))?;
         let walk = self.walk(at_ns);
@@ -316,7 +321,10 @@ impl Model {
         let lost: u64 = self.lost.values().sum();
         let reported = self.reported.values().sum::<u64>() + self.in_overflow;
         prop_assert!(reported <= worked, "{reported} reported, {worked} worked");
-        prop_assert!(reported + lost >= worked, "{reported} reported, {worked} worked, {lost} lost");
+        prop_assert!(
+            reported + lost >= worked,
+            "{reported} reported, {worked} worked, {lost} lost"
+        );
         Ok(())
     }
 }

@@ -51,7 +51,12 @@ fn task(pid: u32, tid: u32) -> Task {
     }
 }
 
-fn take(cpu: &mut Cpu, task: &Task, record: &CpuTaskRecord, reading: &mut Reading<Cpu>) -> Result<()> {
+fn take(
+    cpu: &mut Cpu,
+    task: &Task,
+    record: &CpuTaskRecord,
+    reading: &mut Reading<Cpu>,
+) -> Result<()> {
     let bytes = bytemuck::bytes_of(record);
     cpu.task_record(task, Record { kind: record.head.kind, bytes }, &WALK, reading)
 }
@@ -165,7 +170,8 @@ fn a_cpu_is_not_idle_while_it_is_offline() {
     let mut walk = |idle_ns, is_online| {
         let now = CpuReading { cpu: 1, idle_ns: Some(idle_ns), interrupted_ns: 0 };
         cpu.add_cpu(now, is_online);
-        let idle: Vec<_> = cpu.cpus.iter().map(|it| it.in_window().idle.unwrap().as_nanos()).collect();
+        let idle: Vec<_> =
+            cpu.cpus.iter().map(|it| it.in_window().idle.unwrap().as_nanos()).collect();
         idle
     };
     assert_eq!(walk(100, true), [0]);
@@ -218,16 +224,12 @@ fn user_and_system_time_make_up_the_cpu_time() {
 /// window.
 #[test]
 fn many_threads_wait_longer_than_the_cpus_have_time() {
-    let counters = CpuCounters { ledger_ns: 30_000, run_queue_wait_ns: 140_000, ..CpuCounters::default() };
+    let counters =
+        CpuCounters { ledger_ns: 30_000, run_queue_wait_ns: 140_000, ..CpuCounters::default() };
     let now = Reading { counters, gauges: CpuGauges { threads: 16, is_single: false } };
     let none = CpuCounters::default();
-    let progress = Progress {
-        start_time_ns: 0,
-        last: &none,
-        baseline: &none,
-        is_new: false,
-        walk: &WALK,
-    };
+    let progress =
+        Progress { start_time_ns: 0, last: &none, baseline: &none, is_new: false, walk: &WALK };
     let next = cpu().advance(&progress, &now);
     assert_eq!((next.ledger_ns, next.run_queue_wait_ns), (20_000, 140_000));
 }

@@ -139,14 +139,10 @@ fn records_of_unexpected_kind_or_size_are_errors() {
 #[test]
 fn those_that_share_an_address_space_hold_the_same_and_have_the_same_peak() {
     let ids = [id(5), id(6)];
-    let owner = Parts {
-        unfolded: [0, 2, 0, 0],
-        ..parts(held(5, 10), Some(tracked(5, EPOCH, 99, 0)))
-    };
-    let guest = Parts {
-        unfolded: [0, 3, 0, 0],
-        ..parts(held(5, 10), Some(tracked(6, EPOCH, 0, 0)))
-    };
+    let owner =
+        Parts { unfolded: [0, 2, 0, 0], ..parts(held(5, 10), Some(tracked(5, EPOCH, 99, 0))) };
+    let guest =
+        Parts { unfolded: [0, 3, 0, 0], ..parts(held(5, 10), Some(tracked(6, EPOCH, 0, 0))) };
     let mut parts = [owner, guest];
     let guests = guests(&ids, &parts);
     assert_eq!(guests, [(1, 0)]);
@@ -221,9 +217,8 @@ fn the_final_record_has_the_peak_and_holds_nothing() {
         execs: 3,
         ..MemEndedRecord::zeroed()
     };
-    let at_end = |tracked: Option<&MemTrackedRecord>| {
-        CONTEXT.gauges_at_end(&record, tracked, false)
-    };
+    let at_end =
+        |tracked: Option<&MemTrackedRecord>| CONTEXT.gauges_at_end(&record, tracked, false);
     let gauges = at_end(Some(&tracked(5, EPOCH, 33, 0)));
     assert_eq!((gauges.held, gauges.execs), (Some(Held::default()), Some(3)));
     assert_eq!(gauges.peak.resident, Some(33 << 12));
