@@ -238,6 +238,6 @@ fn program_ns(probe: &SlabProbe, helper: &mut Helper) -> Result<Vec<(String, f64
     let programs = probe.cost()?.programs;
     let hooks = programs.into_iter().filter(|program| program.run_count as usize > OPERATIONS / 2);
     Ok(hooks
-        .filter_map(|program| Some((program.program.into_owned(), program.ns_per_run()?)))
+        .filter_map(|program| Some((program.program.to_string(), program.ns_per_run()?)))
         .collect())
 }

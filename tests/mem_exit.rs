@@ -7,7 +7,7 @@ use ebpfmetrics::{
     mem::{MemPeaks, MemSnapshot, MemSource},
 };
 use ebpfmetrics_suite::{
-    MemStatus, MemoryLimit, Workload, poll, smaps_rollup, statm_size, support,
+    Kernel, MemStatus, MemoryLimit, Workload, kernel, poll, smaps_rollup, statm_size, support,
 };
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -333,8 +333,10 @@ fn after_exec_peaks_are_those_of_the_new_address_space() {
             assert_eq!(usage.shares_memory_with, None);
             let (peak, mark) =
                 (usage.resident_peak_bytes.unwrap(), usage.resident_high_water_bytes);
-            assert!(peak <= high_water + MIB, "window {window}: {usage:?}, VmHWM {high_water}");
-            assert!(peak > 0 && mark.unwrap().abs_diff(high_water) <= MIB, "{usage:?}");
+            // before 6.2 the kernel's own mark lacks up to 64 pages of each of three kinds
+            let slack = 2 * MIB;
+            assert!(peak <= high_water + slack, "window {window}: {usage:?}, VmHWM {high_water}");
+            assert!(peak > 0 && mark.unwrap().abs_diff(high_water) <= slack, "{usage:?}");
         }
     }
     kill(child);
@@ -360,7 +362,13 @@ fn the_high_water_mark_at_the_end_is_that_of_rusage() {
         let mark = usage.resident_high_water_bytes.unwrap();
         assert!(mark.abs_diff(truth) <= MIB, "{mark}, rusage {truth}: {usage:?}");
         assert!(usage.resident_peak_bytes.unwrap().abs_diff(truth) <= MIB, "{usage:?}");
-        assert!(usage.virtual_high_water_bytes.unwrap() >= 300 * MIB, "{usage:?}");
+        // up to 6.12 the memory is gone at the exit: without events of the address space its
+        // size is not known
+        let virtual_mark = usage.virtual_high_water_bytes;
+        assert!(virtual_mark.is_none_or(|mark| mark >= 300 * MIB), "{usage:?}");
+        if kernel() >= Kernel(6, 13) {
+            assert!(virtual_mark.is_some(), "{usage:?}");
+        }
     }
 }
 
