@@ -74,13 +74,13 @@ const LAYERS: [&str; 18] = [
     "group",
     "intervals",
     "probe",
-    "statistics",
     "collect",
     "set",
     "probes",
     "events",
     "preflight",
     "kit",
+    "bench",
 ];
 
 /// The module that a file belongs to: `src/MODULE.rs` or `src/MODULE/...`.
@@ -90,11 +90,12 @@ fn module_of(path: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// Code without comments and without its unit tests, which may use everything.
+/// Code without comments and without its unit tests, which may use everything. `$crate` is how
+/// a macro names public paths, and it is no import.
 fn code(text: &str) -> String {
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    lines.collect::<Vec<_>>().join("\n")
+    lines.collect::<Vec<_>>().join("\n").replace("$crate::", "")
 }
 
 /// The modules that a file imports from: `crate::MODULE`, also in `use crate::{MODULE, ..}`.

@@ -13,13 +13,13 @@
 struct Aligned<T>(T);
 
 /// The headers that the sources of the objects include, and those of probes in other
-/// crates: `task.h` first of all.
+/// crates: `probe.h` first of all.
 ///
 /// A directory on the machine that builds, for a build script or a tool of the
 /// probe's author; it says nothing at run time.
 ///
 /// ```
-/// assert!(std::path::Path::new(ebpf_probes::INCLUDE).join("task.h").exists());
+/// assert!(std::path::Path::new(ebpf_probes::INCLUDE).join("probe.h").exists());
 /// ```
 pub const INCLUDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/include");
 

@@ -5,9 +5,8 @@ use std::{any::Any, sync::Arc};
 use bytemuck::Zeroable as _;
 
 use super::{
-    collector::{
-        Collector, Ended, Progress, Read, Reading, Readings, Record, Span, Task, WalkTimes,
-    },
+    cell::Cell,
+    collector::{Collector, Ended, Read, Reading, Readings, Record, Span, Task, WalkTimes},
     counters::{self, Counters},
     loading::WalkPart,
     table::STARTING_NS,
@@ -117,51 +116,6 @@ pub(crate) struct WalkView<'a> {
     pub(super) hidden: &'a [usize],
     /// Whether every living process that passes the filter is among them.
     pub(super) sees_all: bool,
-}
-
-/// What is known of a process: counters since its start, and how far they were reported.
-struct Cell<C: Collector> {
-    last: C::Counters,
-    baseline: C::Counters,
-    gauges: C::Gauges,
-    /// Nothing has been taken in yet.
-    is_new: bool,
-    /// It was gone when the probe was added: what its final record says is of before.
-    starts_late: bool,
-}
-
-impl<C: Collector> Default for Cell<C> {
-    fn default() -> Self {
-        Self {
-            last: C::Counters::zeroed(),
-            baseline: C::Counters::zeroed(),
-            gauges: C::Gauges::default(),
-            is_new: true,
-            starts_late: false,
-        }
-    }
-}
-
-impl<C: Collector> Cell<C> {
-    fn take_in(&mut self, collector: &C, id: ProcessId, now: Reading<C>, walk: &WalkTimes) {
-        let progress = Progress {
-            start_time_ns: id.start_time_ns,
-            last: &self.last,
-            baseline: &self.baseline,
-            is_new: std::mem::take(&mut self.is_new),
-            walk,
-        };
-        self.last = collector.advance(&progress, &now);
-        if std::mem::take(&mut self.starts_late) {
-            self.baseline = self.last;
-        }
-        let before = std::mem::take(&mut self.gauges);
-        self.gauges = C::follow(&before, now.gauges);
-    }
-
-    fn in_window(&self) -> C::Counters {
-        counters::subtract(&self.last, &self.baseline)
-    }
 }
 
 /// The kernel's overflow that is not reported yet, see

@@ -1,11 +1,13 @@
 //! From walks and final records to rows: one process table per set of probes, with one column
 //! of counters per probe. Knows no probe.
 
+mod cell;
 pub(crate) mod collector;
 mod column;
 pub mod counters;
 pub(crate) mod engine;
 mod filter;
+pub(crate) mod handlers;
 #[cfg(feature = "__bench")]
 pub(crate) mod harness;
 mod hidden;

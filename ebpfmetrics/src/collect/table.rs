@@ -13,6 +13,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use self::{
+    entry::{Entry, Phase, Shown},
+    overflow::HeldOverflow,
+};
 use super::{
     collector::{Task, WalkTimes},
     column::{Column, Places, WalkView},
@@ -21,66 +25,11 @@ use super::{
 use crate::{
     error::Result,
     process::{ProcessId, ProcessInfo},
-    record::{ProcessKey, ProcessOverflowRecord, ended_flags},
+    record::{ProcessKey, ProcessOverflowRecord},
 };
-
-/// A process is released an RCU grace period after it disappears: 16 ms at the median, 150 ms
-/// at most where measured. After this the record is not coming.
-pub(super) const RELEASE_TIMEOUT_NS: u64 = 2_000_000_000;
 
 /// A new process has its start time before a walk can see it.
 pub(super) const STARTING_NS: u64 = 100_000_000;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Alive,
-    /// Not in the walk since this moment, `CLOCK_MONOTONIC`.
-    Vanished {
-        since_ns: u64,
-    },
-    Ended {
-        since_ns: u64,
-        shown: Shown,
-        /// All that the kernel has said about it so far has been reported.
-        is_complete: bool,
-        /// Its counters have been read after all its threads were gone: no more will come.
-        is_settled: bool,
-        /// The kernel has nothing more to say about it.
-        is_final: bool,
-    },
-}
-
-/// Where an ended process is in this window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shown {
-    /// Nowhere: it ended in an earlier window, and nothing was added.
-    Nowhere,
-    InRow,
-    InOverflow,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    id: ProcessId,
-    info: ProcessInfo,
-    phase: Phase,
-    /// It came into the filter after its start, and its counters start here.
-    is_late: bool,
-}
-
-impl Entry {
-    /// Takes in what a walk shows of the process, if it does.
-    fn follow(&mut self, alive: Option<ProcessInfo>, now_ns: u64) {
-        match (alive, self.phase) {
-            (Some(info), _) => {
-                self.info = ProcessInfo { creator: self.info.creator, ..info };
-                self.phase = Phase::Alive;
-            }
-            (None, Phase::Alive) => self.phase = Phase::Vanished { since_ns: now_ns },
-            (None, _) => {}
-        }
-    }
-}
 
 /// What a read of the kernel showed.
 pub(super) struct Observed<'a> {
@@ -124,19 +73,6 @@ pub(super) struct ProcessTable {
     held: HeldOverflow,
     exit_record_missing: u64,
     recent: Recent,
-}
-
-/// Processes of the kernel's overflow that are not reported yet. The columns hold back their
-/// counters.
-#[derive(Debug, Default)]
-struct HeldOverflow {
-    /// Complete since this moment; `None` if there are none.
-    since_ns: Option<u64>,
-    older: u64,
-    /// That came since then.
-    newer: u64,
-    /// Of all of these, those that have a row of their own.
-    known: u64,
 }
 
 /// Information on processes that left the table, of the last ones.
@@ -388,231 +324,9 @@ impl ProcessTable {
         Ok(())
     }
 
-    /// Takes in final records; returns those that are done with.
-    fn take_ends(
-        &mut self,
-        ends: &[End],
-        began_ns: u64,
-        seen: &[bool],
-        late: &[usize],
-        walk: &WalkTimes,
-        columns: &mut [(u64, Box<dyn Column>)],
-    ) -> Vec<ProcessKey> {
-        let mut gone = Vec::new();
-        for end in ends {
-            let is_released = end.record.flags & ended_flags::RELEASED != 0;
-            let Ok(index) = self.ids.binary_search(&end.id) else {
-                // It ended before the first walk, was settled without this record, or began
-                // after this walk.
-                let is_of_no_window =
-                    end.id.start_time_ns < began_ns || self.walked_ns == 0 || self.has_left(end.id);
-                if is_released && is_of_no_window {
-                    gone.push(end.key);
-                }
-                continue;
-            };
-            if seen[index] {
-                continue; // a zombie, or it ended after the walk had passed
-            }
-            let before = self.entries[index].phase;
-            // beyond the rows of this window: nothing more is shown of it
-            let mut is_complete = true;
-            for (_, column) in columns.iter_mut() {
-                is_complete &= column.ended(index, end, walk);
-                if late.contains(&index) {
-                    column.start_here(index);
-                }
-            }
-            let is_final = is_released && is_complete;
-            let entry = &mut self.entries[index];
-            entry.info = info_at_end(&entry.info, end);
-            let since_ns = match before {
-                Phase::Vanished { since_ns } | Phase::Ended { since_ns, .. } => since_ns,
-                Phase::Alive => walk.monotonic_ns,
-            };
-            let shown = match before {
-                Phase::Ended { shown, .. } => Some(shown),
-                Phase::Alive | Phase::Vanished { .. } => None,
-            };
-            let phase_shown = shown.unwrap_or(Shown::Nowhere);
-            let was_settled = matches!(before, Phase::Ended { is_settled: true, .. });
-            let is_settled = was_settled || end.settled.is_some_and(|it| it.threads == 0);
-            entry.phase =
-                Phase::Ended { since_ns, shown: phase_shown, is_complete, is_settled, is_final };
-            let has_usage = columns.iter().any(|(_, column)| column.has_usage(index));
-            match shown {
-                Some(Shown::InRow) => {}
-                Some(Shown::InOverflow) => {
-                    columns.iter_mut().for_each(|(_, column)| column.fold(index));
-                }
-                Some(Shown::Nowhere) if !has_usage => {}
-                Some(Shown::Nowhere) | None => self.show_ended(index, columns),
-            }
-            if is_final {
-                gone.push(end.key);
-            }
-        }
-        gone
-    }
-
-    /// Gives an ended process a row, if there is room; else it is counted with others.
-    fn show_ended(&mut self, index: usize, columns: &mut [(u64, Box<dyn Column>)]) {
-        let place = if self.exited_rows < self.max_exited {
-            self.exited_rows += 1;
-            Shown::InRow
-        } else {
-            self.overflow += 1;
-            columns.iter_mut().for_each(|(_, column)| column.fold(index));
-            Shown::InOverflow
-        };
-        if let Phase::Ended { shown, .. } = &mut self.entries[index].phase {
-            *shown = place;
-        }
-    }
-
-    /// Takes in what the kernel counted of processes that `ended` had no room for.
-    ///
-    /// A process known before may be among them: one that is gone without a final record. The
-    /// kernel counted all that it ever used, of which a part has been reported. It is in the
-    /// kernel's sum after a release, at most [`RELEASE_TIMEOUT_NS`] after it vanished; which
-    /// part of the sum is its own is not known. So a sum is held back until every process
-    /// that could be in it has been settled, and what these had is subtracted.
-    fn take_overflow(
-        &mut self,
-        overflow: &[ProcessOverflowRecord],
-        now_ns: u64,
-        columns: &mut [(u64, Box<dyn Column>)],
-    ) {
-        let now: u64 = overflow.iter().map(|record| record.processes).sum();
-        let grown = now.saturating_sub(self.kernel_overflow);
-        self.kernel_overflow = now;
-        columns.iter_mut().for_each(|(_, column)| column.overflow(overflow));
-        self.held.newer += grown;
-        if self.held.since_ns.is_none() {
-            self.hold_newer(now_ns, columns);
-        }
-    }
-
-    /// Waits for the processes that could be in the sum so far.
-    fn hold_newer(&mut self, now_ns: u64, columns: &mut [(u64, Box<dyn Column>)]) {
-        let newer = std::mem::take(&mut self.held.newer);
-        if newer == 0 {
-            return;
-        }
-        self.held.older = newer;
-        self.held.since_ns = Some(now_ns);
-        columns.iter_mut().for_each(|(_, column)| column.hold_overflow());
-    }
-
-    /// Reports the sums that no process without a final record can be in any more.
-    fn release_overflow(
-        &mut self,
-        ends: &[End],
-        now_ns: u64,
-        columns: &mut [(u64, Box<dyn Column>)],
-    ) {
-        while let Some(held_ns) = self.held.since_ns {
-            let could_be_in_it = |entry: &Entry| match entry.phase {
-                Phase::Vanished { since_ns } => since_ns <= held_ns && !has_end(ends, entry.id),
-                Phase::Alive | Phase::Ended { .. } => false,
-            };
-            if self.entries.iter().any(could_be_in_it) {
-                return;
-            }
-            self.held.since_ns = None;
-            let known = self.held.known.min(self.held.older);
-            self.held.known -= known;
-            self.overflow += self.held.older - known;
-            let is_last = self.held.newer == 0;
-            if is_last {
-                self.held.known = 0;
-            }
-            columns.iter_mut().for_each(|(_, column)| column.release_overflow(is_last));
-            self.hold_newer(now_ns, columns);
-        }
-    }
-
     /// Whether a process has been settled and is not in the table any more.
     fn has_left(&self, id: ProcessId) -> bool {
         self.recent.infos.contains_key(&id)
-    }
-
-    /// Settles processes of which nothing more will come, with the best that is known.
-    /// Returns final records to be deleted.
-    fn time_out(
-        &mut self,
-        ends: &[End],
-        now_ns: u64,
-        columns: &mut [(u64, Box<dyn Column>)],
-    ) -> Vec<ProcessKey> {
-        let mut gone = Vec::new();
-        for index in 0..self.entries.len() {
-            let Entry { id, phase, .. } = self.entries[index];
-            match phase {
-                Phase::Vanished { since_ns } if is_overdue(since_ns, now_ns) => {
-                    let held = self.held.older + self.held.newer;
-                    let may_be_held = held > 0 && !has_end(ends, id);
-                    if may_be_held {
-                        // Too much is subtracted if its release was not seen: better a counted
-                        // loss than figures that are reported twice.
-                        columns
-                            .iter_mut()
-                            .for_each(|(_, column)| column.subtract_from_overflow(index));
-                    }
-                    if may_be_held && self.held.known < held {
-                        self.held.known += 1;
-                    } else {
-                        self.exit_record_missing += 1;
-                    }
-                    self.settle(index, since_ns, columns);
-                }
-                Phase::Ended {
-                    since_ns,
-                    shown,
-                    is_complete: true,
-                    is_settled,
-                    is_final: false,
-                } if is_overdue(since_ns, now_ns) => {
-                    let end = ends.binary_search_by_key(&id, |end| end.id).map(|at| &ends[at]);
-                    // In another PID namespace it may still wait to be reaped.
-                    let is_waiting = end.is_ok_and(|end| {
-                        end.record.flags & ended_flags::RELEASED != 0
-                            || end.settled.is_some_and(|settled| settled.threads > 0)
-                    });
-                    if is_waiting || !self.sees_all {
-                        continue;
-                    }
-                    // Its release was not seen. If its counters were read after it was
-                    // unhashed they are complete all the same.
-                    if !is_settled {
-                        self.exit_record_missing += 1;
-                    }
-                    self.entries[index].phase = Phase::Ended {
-                        since_ns,
-                        shown,
-                        is_complete: true,
-                        is_settled,
-                        is_final: true,
-                    };
-                    gone.push(end.map_or(id.into(), |end| end.key));
-                }
-                _ => {}
-            }
-        }
-        gone
-    }
-
-    fn settle(&mut self, index: usize, since_ns: u64, columns: &mut [(u64, Box<dyn Column>)]) {
-        let entry = &mut self.entries[index];
-        entry.info.exited = true;
-        entry.phase = Phase::Ended {
-            since_ns,
-            shown: Shown::Nowhere,
-            is_complete: true,
-            is_settled: false,
-            is_final: true,
-        };
-        self.show_ended(index, columns);
     }
 
     /// Starts a new window. Returns the processes that have left the table.
@@ -652,39 +366,14 @@ fn has_end(ends: &[End], id: ProcessId) -> bool {
     ends.binary_search_by_key(&id, |end| end.id).is_ok()
 }
 
-fn is_overdue(since_ns: u64, now_ns: u64) -> bool {
-    now_ns.saturating_sub(since_ns) > RELEASE_TIMEOUT_NS
-}
-
-/// What is known of a process after its end. A record of an exit that was not seen says
-/// little.
-fn info_at_end(known: &ProcessInfo, end: &End) -> ProcessInfo {
-    let mut info = end.record.info.info();
-    info.parent = info.parent.or(known.parent);
-    info.creator = known.creator;
-    info.uid = info.uid.or(known.uid);
-    info.cgroup_id = info.cgroup_id.or(known.cgroup_id);
-    info.kernel_thread |= known.kernel_thread;
-    info.nice = info.nice.or(known.nice);
-    info.policy = info.policy.or(known.policy);
-    info.last_cpu = info.last_cpu.or(known.last_cpu);
-    if info.comm.as_bytes().is_empty() {
-        info.comm = known.comm;
-    }
-    if info.namespace_pid == 0 {
-        info.namespace_pid = known.namespace_pid;
-    }
-    info.threads = end.record.threads;
-    info.state = crate::process::ProcessState::Dead;
-    info.exited = true;
-    info
-}
-
 fn find(columns: &mut [(u64, Box<dyn Column>)], section: u16) -> Option<&mut dyn Column> {
     let column = columns.iter_mut().find(|(_, column)| column.section() == section)?;
     Some(&mut *column.1)
 }
 
+mod ending;
+mod entry;
+mod overflow;
 #[cfg(test)]
 mod places;
 #[cfg(test)]

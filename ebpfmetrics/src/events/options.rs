@@ -5,7 +5,7 @@ use super::{
     ring::{RING, SlowIoBuffer},
 };
 use crate::{
-    collect::{SharedFilter, engine},
+    collect::{SharedFilter, handlers},
     error::{Error, ErrorKind, Result},
     kernel::{Kernel, Requirements, checks},
     object::{Object, ObjectLoader},
@@ -130,14 +130,14 @@ impl EventsBuilder {
     }
 
     fn load_object(&self, kernel: &Kernel) -> Result<Object> {
-        engine::require(Events::NAME, &self.requirements(), kernel)?;
+        handlers::require(Events::NAME, &self.requirements(), kernel)?;
         let page_bytes = rustix::param::page_size() as u64;
         let threshold_pages = self.memory_threshold.map_or(0, |bytes| bytes.div_ceil(page_bytes));
         let bytes = self.buffer_bytes.unwrap_or(RING_BYTES);
         let filter = match &self.filter {
             Some(filter) => filter.clone(),
             None => {
-                let (_, number) = engine::hierarchy(self.cgroup_hierarchy.as_ref(), kernel)?;
+                let (_, number) = handlers::hierarchy(self.cgroup_hierarchy.as_ref(), kernel)?;
                 SharedFilter::all(number)
             }
         };

@@ -62,6 +62,21 @@ pub struct ProcessOverflowRecord {
     pub slab: SlabCountersRecord,
 }
 
+/// Counters of a process between its exit and its release, as the kernel has them now. The
+/// process disappears from the walk an RCU grace period before its final record is written.
+/// Meanwhile this record has the counters that the final record will have.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProcessSettledRecord {
+    pub head: RecordHead,
+    pub key: ProcessKey,
+    pub cpu: CpuTotalsRecord,
+    pub minor_faults: u64,
+    pub major_faults: u64,
+    /// Not released yet: 0 or the leader.
+    pub threads: u64,
+}
+
 /// Names and order become `ProcessLoss` in Rust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -98,6 +113,37 @@ impl fmt::Display for ProcessLoss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
+}
+
+/// A process and its parent. User space sets up the filter with it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProcessParentRecord {
+    pub head: RecordHead,
+    pub process: ProcessKey,
+    pub parent: ProcessKey,
+}
+
+/// BPF's clock and the scheduler's clock. User space runs the program that reads them, right
+/// after it has made the scheduler update its clock; it is not attached to a hook.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProcessClocksRecord {
+    pub scheduler_ns: u64,
+    /// Read here because user space may be in a time namespace.
+    pub monotonic_ns: u64,
+    pub is_set: u64,
+}
+
+/// `enum section_number`.
+pub mod section_number {
+    pub const PROCESS: u32 = 0;
+    pub const CPU: u32 = 1;
+    pub const MEM: u32 = 2;
+    pub const DISK: u32 = 3;
+    pub const SLAB: u32 = 4;
+    /// Probes from other crates begin here.
+    pub const OTHERS: u32 = 16;
 }
 
 /// Walk records of SECTION_PROCESS.
@@ -143,50 +189,4 @@ pub struct ProcessThreadRecord {
     pub tgid: u32,
     pub tid: u32,
     pub comm: [u8; 16],
-}
-
-/// Counters of a process between its exit and its release, as the kernel has them now. The
-/// process disappears from the walk an RCU grace period before its final record is written.
-/// Meanwhile this record has the counters that the final record will have.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct ProcessSettledRecord {
-    pub head: RecordHead,
-    pub key: ProcessKey,
-    pub cpu: CpuTotalsRecord,
-    pub minor_faults: u64,
-    pub major_faults: u64,
-    /// Not released yet: 0 or the leader.
-    pub threads: u64,
-}
-
-/// A process and its parent. User space sets up the filter with it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct ProcessParentRecord {
-    pub head: RecordHead,
-    pub process: ProcessKey,
-    pub parent: ProcessKey,
-}
-
-/// BPF's clock and the scheduler's clock. User space runs the program that reads them, right
-/// after it has made the scheduler update its clock; it is not attached to a hook.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct ProcessClocksRecord {
-    pub scheduler_ns: u64,
-    /// Read here because user space may be in a time namespace.
-    pub monotonic_ns: u64,
-    pub is_set: u64,
-}
-
-/// `enum section_number`.
-pub mod section_number {
-    pub const PROCESS: u32 = 0;
-    pub const CPU: u32 = 1;
-    pub const MEM: u32 = 2;
-    pub const DISK: u32 = 3;
-    pub const SLAB: u32 = 4;
-    /// Probes from other crates begin here.
-    pub const OTHERS: u32 = 16;
 }

@@ -1,5 +1,6 @@
 use super::{
     super::testing::{Count, KernelRead, TestSet, WalkBytes, end, id, read_at, settled},
+    ending::RELEASE_TIMEOUT_NS,
     *,
 };
 

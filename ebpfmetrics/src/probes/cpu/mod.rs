@@ -1,6 +1,7 @@
 //! CPU time, switches, waits and migrations of processes; idle time of CPUs.
 
 mod collector;
+mod counters;
 mod options;
 mod system;
 mod threads;

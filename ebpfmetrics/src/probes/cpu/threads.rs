@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::collector::{CpuCounters, Longest, advance};
+use super::counters::{CpuCounters, Longest, advance};
 use crate::{
     collect::{
         collector::{Task, WalkTimes},

@@ -1,6 +1,6 @@
 use std::{ops::AddAssign, time::Duration};
 
-use super::{CpuAccounting, collector::CpuCounters};
+use super::{CpuAccounting, counters::CpuCounters};
 #[cfg(feature = "serde")]
 use crate::snapshot::duration_ns;
 use crate::snapshot::{Usage, Window, add_known_duration, known_duration_since};

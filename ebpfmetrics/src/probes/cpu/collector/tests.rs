@@ -1,10 +1,11 @@
+use bytemuck::Zeroable as _;
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::counters::split, *};
 use crate::{
     collect::testing::head,
     process::{Comm, ThreadId},
-    record::RecordHead,
+    record::{CpuTotalsRecord, RecordHead},
 };
 
 const WALK: WalkTimes = WalkTimes {

@@ -1,0 +1,45 @@
+//! The snapshot of a set as JSON.
+
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
+
+use super::Snapshot;
+use crate::process::{ProcessId, ProcessInfo};
+
+/// One process: its identity, and an object per probe.
+#[derive(Serialize)]
+struct ProcessJson<'a> {
+    #[serde(flatten)]
+    id: &'a ProcessId,
+    #[serde(flatten)]
+    info: &'a ProcessInfo,
+    #[serde(flatten)]
+    probes: BTreeMap<&'a str, Box<dyn erased_serde::Serialize + 'a>>,
+}
+
+impl Serialize for Snapshot {
+    /// `window`, `processes` (each with its identity and an object per probe),
+    /// `overflow_processes`, `losses`, and the fields of each probe's figures of the
+    /// machine under the probe's name in `system`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let processes: Vec<_> = (self.rows.iter().enumerate())
+            .map(|(row, (id, info))| {
+                let probes = self.parts.iter();
+                let probes =
+                    probes.filter_map(|(_, part)| Some((part.probe(), part.usage(row)?))).collect();
+                ProcessJson { id, info, probes }
+            })
+            .collect();
+        let system: BTreeMap<_, _> = (self.parts.iter())
+            .filter_map(|(_, part)| Some((part.probe(), part.system()?)))
+            .collect();
+        let mut map = serializer.serialize_map(Some(5))?;
+        map.serialize_entry("window", &self.window)?;
+        map.serialize_entry("processes", &processes)?;
+        map.serialize_entry("overflow_processes", &self.overflow_processes)?;
+        map.serialize_entry("system", &system)?;
+        map.serialize_entry("losses", &self.losses)?;
+        map.end()
+    }
+}
