@@ -81,7 +81,7 @@ pub(crate) fn requirements() -> Requirements {
 /// A set of probes in the kernel.
 pub(crate) struct Engine {
     /// Maps and dispatchers.
-    base: Object,
+    pub(super) base: Object,
     /// The walk and the handlers of the present probes.
     handlers: Object,
     walk_program: &'static str,
@@ -91,15 +91,20 @@ pub(crate) struct Engine {
     shared_filter: SharedFilter,
     sees_all: bool,
     hidden: Hidden,
-    table: ProcessTable,
-    columns: Columns,
+    pub(super) table: ProcessTable,
+    pub(super) columns: Columns,
     buffer: RecordBuffer,
     walked: Walked,
     window_start_ns: u64,
-    losses: Vec<u64>,
+    pub(super) losses: Vec<u64>,
     losses_before: Vec<u64>,
-    walk: WalkTimes,
+    pub(super) walk: WalkTimes,
     ends: Ends,
+    /// Processes that were started in the filter since loading, as far as `creators` had room.
+    /// They began before the last walk.
+    pub(super) forks: u64,
+    /// Those that began after the last walk and were seen.
+    forks_after_walk: u64,
 }
 
 /// The final records in the kernel after a read: without any, and until something changes,
@@ -160,6 +165,8 @@ impl Engine {
             losses_before: Vec::new(),
             walk: WalkTimes::default(),
             ends: Ends { changes: 0, left: usize::MAX },
+            forks: 0,
+            forks_after_walk: 0,
             options,
         };
         engine.read(Read::Reset)?;
@@ -302,11 +309,16 @@ impl Engine {
             boottime_ns: self.walked.boottime_ns,
             scheduler_offset_ns,
         };
+        let creators = self.base.lookup_and_delete_batch("creators")?;
+        let is_after = |(child, _): &&(ProcessKey, ProcessKey)| child.start_ns > walk.boottime_ns;
+        let after_walk = creators.iter().filter(is_after).count() as u64;
+        self.forks += self.forks_after_walk + creators.len() as u64 - after_walk;
+        self.forks_after_walk = after_walk;
         let observed = Observed {
             walked: &self.walked,
             buffer: &self.buffer,
             ends: &ends,
-            creators: self.base.lookup_and_delete_batch("creators")?,
+            creators,
             overflow: &self.base.per_cpu_element::<ProcessOverflowRecord>("overflow", 0)?,
             hidden: &hidden,
         };

@@ -10,6 +10,7 @@ mod filter;
 pub(crate) mod harness;
 mod hidden;
 mod loading;
+mod members;
 mod table;
 mod walk;
 

@@ -431,6 +431,12 @@ impl Collector for Cpu {
         Some(Reading { counters, gauges: CpuGauges { threads: 0, is_single } })
     }
 
+    fn is_reported(reported: &CpuCounters, all: &CpuCounters) -> bool {
+        // user and system time were divided before: one of them may never reach the final figure
+        let (user_ns, system_ns) = (reported.user_ns, reported.system_ns);
+        counters::is_zero(&counters::subtract(&CpuCounters { user_ns, system_ns, ..*all }, reported))
+    }
+
     fn overflow(record: &ProcessOverflowRecord) -> CpuCounters {
         CpuCounters::of(&record.cpu).divided()
     }
@@ -518,5 +524,27 @@ impl LossCause for CpuLoss {
 
     fn scope(self) -> LossScope {
         LossScope::Processes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_was_divided_differently_before_is_reported() {
+        let of = |user_ns, system_ns, ledger_ns| CpuCounters {
+            ledger_ns,
+            user_ns,
+            system_ns,
+            ..CpuCounters::default()
+        };
+        // all in user mode so far; by the final record most was in the kernel
+        let (last, all) = (of(80, 0, 80), of(10, 90, 100));
+        let next = advance(&last, &all, &CpuCounters::default(), 1000);
+        assert_eq!(next, of(80, 20, 100));
+        assert!(Cpu::is_reported(&next, &all));
+        let bounded = advance(&last, &all, &CpuCounters::default(), 90);
+        assert!(!Cpu::is_reported(&bounded, &all));
     }
 }
