@@ -62,7 +62,7 @@ fn only_the_object_module_uses_aya_and_bpf() {
 }
 
 /// The modules of the library from bottom to top. A module imports from those before it.
-const LAYERS: [&str; 18] = [
+const LAYERS: [&str; 19] = [
     "error",
     "options",
     "record",
@@ -78,6 +78,7 @@ const LAYERS: [&str; 18] = [
     "set",
     "probes",
     "events",
+    "job",
     "preflight",
     "kit",
     "bench",

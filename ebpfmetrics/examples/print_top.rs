@@ -10,8 +10,8 @@
 //!
 //! It needs `CAP_BPF` and `CAP_PERFMON`, or root. Percentages of a process are of one CPU.
 //! Memory is in MiB: RSS at the end of the interval, PEAK within it. RD/s and WR/s are MiB per
-//! second. With `--watch` the output of the command goes to standard error, and the exit code
-//! is that of the command.
+//! second. With `--watch` the output of the command and a line with its totals go to standard
+//! error, and the exit code is that of the command.
 
 #[path = "print_top/json.rs"]
 mod json;
@@ -21,16 +21,15 @@ mod table;
 use std::{
     io::{self, IsTerminal, Write, stderr, stdout},
     os::unix::process::ExitStatusExt,
-    process::{self, Command, ExitCode, ExitStatus},
-    thread,
+    process::{self, Command, ExitCode},
+    time::{Duration, Instant},
 };
 
 use clap::{Parser, ValueEnum};
-use crossbeam_channel::{Receiver, bounded, never, select, tick};
-use ebpfmetrics::DiskProbe;
+use crossbeam_channel::{bounded, select, tick};
 use ebpfmetrics::{
-    CpuProbe, Filter, Kernel, MemProbe, Probe, ProbeSet, Snapshot, kit::HandleOf,
-    process::CgroupHierarchy,
+    CpuProbe, DiskProbe, Filter, Job, JobReport, Kernel, MemProbe, Probe, ProbeSet,
+    ProbeSetBuilder, Snapshot, job::Need, kit::HandleOf, process::CgroupHierarchy,
 };
 
 /// Shows what every process does with CPUs, memory and disks, measured in the kernel
@@ -104,20 +103,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn load(options: &Options) -> ebpfmetrics::Result<(ProbeSet, Handles)> {
+fn set(options: &Options) -> ProbeSetBuilder {
     let filter = match options.tree {
-        // The command will be a child of this process: nothing that it does is missed.
-        _ if options.watch => Filter::tree(process::id()),
         Some(root) => Filter::tree(root),
         None if options.pid.is_empty() => Filter::All,
         None => Filter::processes(options.pid.iter().copied()),
     };
-    let mut builder = ProbeSet::builder().filter(filter);
-    if let Some(Some(controller)) = &options.cgroup {
-        builder = builder.cgroup_hierarchy(CgroupHierarchy::controller(controller));
+    let builder = ProbeSet::builder().filter(filter);
+    match &options.cgroup {
+        Some(Some(controller)) => builder.cgroup_hierarchy(CgroupHierarchy::controller(controller)),
+        _ => builder,
     }
+}
+
+fn load(options: &Options) -> ebpfmetrics::Result<(ProbeSet, Handles)> {
     let kernel = Kernel::read()?;
-    let mut set = builder.build_on(&kernel)?;
+    let mut set = set(options).build_on(&kernel)?;
     let wants = |kind| options.probes.contains(&kind);
     let handles = Handles {
         cpu: wants(Kind::Cpu).then(|| set.add_on(CpuProbe::builder(), &kernel)).transpose()?,
@@ -140,45 +141,84 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
             process::exit(130); // the second time: the first waits for the output
         }
     })?;
+    if let Some((program, arguments)) = options.command.split_first() {
+        return watch(options, Command::new(program).args(arguments));
+    }
     let (mut set, handles) = load(options)?;
     let intervals = options.count.unwrap_or(u64::MAX);
-    let live = intervals > 1 && !options.json && !options.watch && stdout().is_terminal();
+    let live = intervals > 1 && !options.json && stdout().is_terminal();
     let mut table = table::Table::new(options, handles, &set)?;
-    let mut show = |snapshot: Snapshot| match options.json {
-        true => json::print(&snapshot, options),
-        false => Ok(table.print(&snapshot, live)?),
-    };
-    let ended = match options.command.split_first() {
-        Some((program, arguments)) => start(Command::new(program).args(arguments))?,
-        None => never(),
-    };
     let ticks = tick(options.interval.into());
     for _ in 0..intervals {
         select! {
-            recv(ticks) -> _ => show(set.reset()?)?,
-            recv(ended) -> status => {
-                show(set.reset()?)?;
-                let status = status??;
-                let code = status.code().or(status.signal().map(|signal| 128 + signal));
-                return Ok(ExitCode::from(code.unwrap_or(1) as u8));
-            }
-            // a command that is watched gets the signal too
-            recv(stopped) -> _ => if !options.watch { break },
+            recv(ticks) -> _ => show(&set.reset()?, options, &mut table, live)?,
+            recv(stopped) -> _ => break,
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts a command. The channel gets its exit status.
-fn start(command: &mut Command) -> anyhow::Result<Receiver<io::Result<ExitStatus>>> {
+fn show(
+    snapshot: &Snapshot,
+    options: &Options,
+    table: &mut table::Table<'_>,
+    live: bool,
+) -> anyhow::Result<()> {
+    match options.json {
+        true => json::print(snapshot),
+        false => Ok(table.print(snapshot, live)?),
+    }
+}
+
+/// Runs a command. It gets the signals that stop this program too.
+fn watch(options: &Options, command: &mut Command) -> anyhow::Result<ExitCode> {
+    /// For processes that the command leaves behind.
+    const FINISH: Duration = Duration::from_secs(3);
     #[expect(unsafe_code, reason = "no safe wrapper among the dependencies")]
     // SAFETY: SIG_DFL is no function. No other thread depends on SIGCHLD.
     unsafe {
         // where it is ignored, as in some supervisors, the kernel discards the exit status
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
     }
-    let mut child = command.stdout(stderr()).spawn()?;
-    let (sender, receiver) = bounded(1);
-    thread::spawn(move || sender.send(child.wait()));
-    Ok(receiver)
+    let need = |kind| if options.probes.contains(&kind) { Need::Required } else { Need::Off };
+    let job = Job::builder().cpu(need(Kind::Cpu)).mem(need(Kind::Mem)).disk(need(Kind::Disk));
+    let mut job = job.set(set(options)).spawn(command.stdout(stderr()))?;
+    let handles = Handles { cpu: job.cpu(), mem: job.mem(), disk: job.disk() };
+    let mut table = table::Table::new(options, handles, job.as_ref())?;
+    let mut next = Instant::now();
+    loop {
+        next += *options.interval;
+        let has_ended = job.wait_timeout(next.saturating_duration_since(Instant::now()))?;
+        show(&job.reset()?, options, &mut table, false)?;
+        if has_ended {
+            break;
+        }
+    }
+    let report = job.finish(FINISH)?;
+    let status = report.exit_status;
+    summarize(&report)?;
+    let code = status.and_then(|it| it.code().or(it.signal().map(|signal| 128 + signal)));
+    Ok(ExitCode::from(code.unwrap_or(1) as u8))
+}
+
+fn summarize(report: &JobReport) -> io::Result<()> {
+    let mut line = format!("{:.3} s", report.wall_time.as_secs_f64());
+    if let Some(cpu) = &report.cpu {
+        let (user, system) = (cpu.user.as_secs_f64(), cpu.system.as_secs_f64());
+        line += &format!(", CPU {user:.3} s user {system:.3} s system");
+    }
+    if let Some(largest) = report.memory.as_ref().and_then(|memory| memory.largest_process) {
+        let mebibytes = largest.resident_peak_bytes as f64 / f64::from(1 << 20);
+        line += &format!(", largest process {mebibytes:.1} MiB ({})", largest.comm);
+    }
+    if let Some(disk) = &report.disk {
+        line += &format!(", {} bytes read", disk.total.read_bytes);
+        line += &format!(" {} written", disk.total.written_bytes);
+    }
+    line += &format!(", {} processes", report.processes);
+    if !report.is_complete {
+        line += &format!(" ({} still run)", report.still_running);
+    }
+    let status = report.exit_status.map_or("exit status unknown".into(), |it| it.to_string());
+    writeln!(stderr(), "{line}, {status}")
 }

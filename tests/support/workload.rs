@@ -18,6 +18,8 @@ use std::{
 mod case_worker;
 #[path = "cgroup_worker.rs"]
 mod cgroup_worker;
+#[path = "job_worker.rs"]
+mod job_worker;
 #[path = "memory_worker.rs"]
 mod memory_worker;
 #[path = "slab_worker.rs"]
@@ -101,6 +103,11 @@ enum Work {
         #[command(subcommand)]
         work: disk_work::DiskWork,
     },
+    /// Commands of jobs, which may outlive their parents.
+    Job {
+        #[command(subcommand)]
+        work: job_worker::JobWork,
+    },
     /// Tries to load a CPU probe in a worse place, and tells how it went.
     Load {
         #[arg(value_enum)]
@@ -129,7 +136,7 @@ enum Place {
 
 fn main() -> anyhow::Result<()> {
     let work = Work::parse();
-    if !matches!(work, Work::Orphan { .. }) {
+    if !matches!(work, Work::Orphan { .. } | Work::Job { .. }) {
         suite::die_with_parent();
     }
     match work {
@@ -243,6 +250,7 @@ fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Work::Job { work } => job_worker::work(work),
         Work::Disk { work } => disk_work::work(work),
         Work::Load { place } => load(place),
     }

@@ -1,23 +1,17 @@
-use std::{
-    io::{self, Write, stdout},
-    process,
-};
+use std::io::{self, Write, stdout};
 
 use ebpfmetrics::Snapshot;
 use serde::Serialize as _;
 use serde_json::{Value, ser::Formatter};
 
 /// Prints `window`, `processes`, `cpus`, `devices` and `losses` on one line.
-pub(crate) fn print(snapshot: &Snapshot, options: &crate::Options) -> anyhow::Result<()> {
+pub(crate) fn print(snapshot: &Snapshot) -> anyhow::Result<()> {
     let mut json = serde_json::to_value(snapshot)?;
     let mut system = json["system"].take();
     json.as_object_mut().map(|json| json.remove("system"));
     for (probe, figures) in [("cpu", "cpus"), ("disk", "devices")] {
         let value = system.get_mut(probe).and_then(|probe| probe.get_mut(figures));
         json[figures] = value.map_or(Value::Array(Vec::new()), Value::take);
-    }
-    if let (true, Value::Array(processes)) = (options.watch, &mut json["processes"]) {
-        processes.retain(|process| process["pid"] != process::id()); // only the command
     }
     let mut out = stdout().lock();
     json.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Ascii))?;

@@ -2,7 +2,6 @@ use std::{
     cmp::Ordering,
     collections::BTreeMap,
     io::{self, IsTerminal, Write, stdout},
-    process,
     time::Duration,
 };
 
@@ -134,9 +133,7 @@ impl<'a> Table<'a> {
     }
 
     fn processes(&self, snapshot: &Snapshot) -> Vec<Row> {
-        let is_shown = |pid| !self.options.watch || pid != process::id(); // only the command
-        let rows = snapshot.processes().filter(|process| is_shown(process.id.pid));
-        rows.map(|process| Row {
+        let rows = snapshot.processes().map(|process| Row {
             pid: Some(process.id.pid),
             threads: Some(process.info.threads),
             members: None,
@@ -147,8 +144,8 @@ impl<'a> Table<'a> {
             cpu: self.handles.cpu.map(|cpu| process[cpu]),
             mem: self.handles.mem.map(|mem| process[mem]),
             disk: self.handles.disk.map(|disk| process[disk].total),
-        })
-        .collect()
+        });
+        rows.collect()
     }
 
     fn by_cgroup(&mut self, rows: &[Row]) -> Vec<Row> {

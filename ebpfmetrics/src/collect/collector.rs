@@ -145,6 +145,12 @@ pub trait Collector: Sized + Send + 'static {
         None
     }
 
+    /// Whether counters that have been reported include all of a final record.
+    #[doc(hidden)]
+    fn is_reported(reported: &Self::Counters, all: &Self::Counters) -> bool {
+        counters::is_zero(&counters::subtract(all, reported))
+    }
+
     /// A process leaves the table. These are its final counters.
     fn left(&mut self, _process: ProcessId, _counters: &Self::Counters) {}
 

@@ -300,7 +300,7 @@ impl<C: Collector> Column for TypedColumn<C> {
         let (walk, all) = (self.walk(walk), reading.counters);
         let cell = &mut self.cells[index];
         cell.take_in(&self.collector, end.id, reading, &walk);
-        counters::is_zero(&counters::subtract(&all, &cell.last))
+        C::is_reported(&cell.last, &all)
     }
 
     fn start_here(&mut self, index: usize) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
+    clocks::scheduler_offset,
     collector::{Collector, Read, WalkTimes},
     column::{Column, Columns, RowSource, TypedColumn, is_system_record, program_costs},
     filter::{Filter, SharedFilter},
@@ -16,14 +17,14 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    kernel::{Kernel, Requirements, in_initial_pid_namespace, monotonic_ns, thread_cpu_time_ns},
+    kernel::{Kernel, Requirements, in_initial_pid_namespace},
     object::{Object, ObjectLoader},
     options::check_option,
     probe::{Cost, Degraded, Health},
     process::{CgroupHierarchy, ProcessId},
     record::{
-        ProcessClocksRecord, ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord,
-        ended_flags, section_number,
+        ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord, ended_flags,
+        section_number,
     },
     snapshot::{Handle, Loss, LossScope, Losses, Snapshot, Window},
 };
@@ -68,7 +69,7 @@ pub(crate) fn requirements() -> Requirements {
 /// A set of probes in the kernel.
 pub(crate) struct Engine {
     /// Maps and dispatchers.
-    base: Object,
+    pub(super) base: Object,
     /// The walk and the handlers of the present probes.
     handlers: Object,
     walk_program: &'static str,
@@ -78,15 +79,20 @@ pub(crate) struct Engine {
     shared_filter: SharedFilter,
     sees_all: bool,
     hidden: Hidden,
-    table: ProcessTable,
-    columns: Columns,
+    pub(super) table: ProcessTable,
+    pub(super) columns: Columns,
     buffer: RecordBuffer,
     walked: Walked,
     window_start_ns: u64,
-    losses: Vec<u64>,
+    pub(super) losses: Vec<u64>,
     losses_before: Vec<u64>,
-    walk: WalkTimes,
+    pub(super) walk: WalkTimes,
     ends: Ends,
+    /// Processes that were started in the filter since loading, as far as `creators` had room.
+    /// They began before the last walk.
+    pub(super) forks: u64,
+    /// Those that began after the last walk and were seen.
+    forks_after_walk: u64,
 }
 
 /// The final records in the kernel after a read: without any, and until something changes,
@@ -145,6 +151,8 @@ impl Engine {
             losses_before: Vec::new(),
             walk: WalkTimes::default(),
             ends: Ends { changes: 0, left: usize::MAX },
+            forks: 0,
+            forks_after_walk: 0,
             options,
         };
         engine.read(Read::Reset)?;
@@ -271,7 +279,7 @@ impl Engine {
         self.columns.iter_mut().try_for_each(|(_, column)| column.begin_walk(read))?;
         let scheduler_offset_ns =
             match self.columns.iter().any(|(_, column)| column.needs_scheduler_clock()) {
-                true => self.scheduler_offset()?,
+                true => scheduler_offset(&self.base)?,
                 false => None,
             };
         // Before the walk: what is in here has left the walk.
@@ -295,11 +303,16 @@ impl Engine {
             boottime_ns: self.walked.boottime_ns,
             scheduler_offset_ns,
         };
+        let creators = self.base.lookup_and_delete_batch("creators")?;
+        let is_after = |(child, _): &&(ProcessKey, ProcessKey)| child.start_ns > walk.boottime_ns;
+        let after_walk = creators.iter().filter(is_after).count() as u64;
+        self.forks += self.forks_after_walk + creators.len() as u64 - after_walk;
+        self.forks_after_walk = after_walk;
         let observed = Observed {
             walked: &self.walked,
             buffer: &self.buffer,
             ends: &ends,
-            creators: self.base.lookup_and_delete_batch("creators")?,
+            creators,
             overflow: &overflow,
             hidden: &hidden,
         };
@@ -325,36 +338,6 @@ impl Engine {
         let mut buffer = RecordBuffer::default();
         buffer.fill(&mut self.handlers.iterate_map("process_ends", "ended")?)?;
         read_ends(&buffer)
-    }
-
-    /// How far BPF's clock is ahead of the scheduler's.
-    ///
-    /// Asking for one's own CPU time makes the scheduler update itself between the two
-    /// readings of our clock. A tick before its clock is read makes the difference too small,
-    /// never too large: take the largest.
-    fn scheduler_offset(&self) -> Result<Option<u64>> {
-        /// More than a test run takes: the reader is in a time namespace.
-        const NAMESPACE_NS: u64 = 100_000_000;
-        let mut offset = None;
-        for _ in 0..8 {
-            let before = monotonic_ns();
-            thread_cpu_time_ns();
-            let after = monotonic_ns();
-            self.base.test_run("process_read_clocks")?;
-            let clocks: ProcessClocksRecord = self.base.array_element("clocks", 0)?;
-            if clocks.is_set == 0 {
-                return Ok(None);
-            }
-            let ahead = clocks.monotonic_ns.wrapping_sub(after);
-            let namespace_ns = match (ahead as i64).unsigned_abs() < NAMESPACE_NS {
-                true => 0,
-                false => ahead,
-            };
-            let middle = (before + (after - before) / 2).wrapping_add(namespace_ns);
-            // compared as signed: either clock may be ahead
-            offset = offset.max(Some(middle.wrapping_sub(clocks.scheduler_ns) as i64));
-        }
-        Ok(offset.map(|offset| offset as u64))
     }
 
     fn read_losses(&mut self) -> Result<()> {

@@ -2,6 +2,7 @@
 //! of counters per probe. Knows no probe.
 
 mod cell;
+mod clocks;
 pub(crate) mod collector;
 mod column;
 pub mod counters;
@@ -12,6 +13,7 @@ pub(crate) mod handlers;
 pub(crate) mod harness;
 mod hidden;
 mod loading;
+mod members;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -334,23 +334,46 @@ impl ProcessTable {
         self.exited_rows = 0;
         self.overflow = 0;
         self.exit_record_missing = 0;
+        self.retain(columns, |recent, columns, at, entry| match &mut entry.phase {
+            Phase::Ended { is_final: true, .. } => {
+                recent.keep(entry.id, entry.info);
+                columns.iter_mut().for_each(|(_, column)| column.leave(at, entry.id));
+                false
+            }
+            Phase::Ended { shown, .. } => {
+                *shown = Shown::Nowhere;
+                true
+            }
+            Phase::Alive | Phase::Vanished { .. } => true,
+        })
+    }
+
+    /// Removes processes that the set does not measure any more. Returns those that it had.
+    pub(super) fn remove(
+        &mut self,
+        processes: &[ProcessId],
+        columns: &mut [(u64, Box<dyn Column>)],
+    ) -> Vec<ProcessKey> {
+        self.retain(columns, |_, _, _, entry| !processes.contains(&entry.id))
+    }
+
+    /// Keeps some entries, with their cells. Returns the processes of the others.
+    fn retain(
+        &mut self,
+        columns: &mut [(u64, Box<dyn Column>)],
+        mut keeps: impl FnMut(&mut Recent, &mut [(u64, Box<dyn Column>)], usize, &mut Entry) -> bool,
+    ) -> Vec<ProcessKey> {
         let (mut from, mut gone) = (Vec::with_capacity(self.entries.len()), Vec::new());
         let mut index = 0;
         self.entries.retain_mut(|entry| {
             let at = index;
             index += 1;
-            match &mut entry.phase {
-                Phase::Ended { is_final: true, .. } => {
-                    self.recent.keep(entry.id, entry.info);
-                    columns.iter_mut().for_each(|(_, column)| column.leave(at, entry.id));
-                    gone.push(entry.id.into());
-                    return false;
-                }
-                Phase::Ended { shown, .. } => *shown = Shown::Nowhere,
-                Phase::Alive | Phase::Vanished { .. } => {}
+            let is_kept = keeps(&mut self.recent, columns, at, entry);
+            match is_kept {
+                true => from.push(Some(at)),
+                false => gone.push(entry.id.into()),
             }
-            from.push(Some(at));
-            true
+            is_kept
         });
         if !gone.is_empty() {
             self.ids.clear();

@@ -149,6 +149,10 @@ impl ProbeSet {
         self.engine.final_usage(probe.id(), process)
     }
 
+    pub(crate) fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
     pub(crate) fn shared_filter(&self) -> &SharedFilter {
         self.engine.shared_filter()
     }
@@ -193,7 +197,7 @@ impl fmt::Debug for ProbeSet {
 }
 
 /// Reads the description of the kernel; an error says what the machine lacks.
-fn read_kernel() -> Result<Kernel> {
+pub(crate) fn read_kernel() -> Result<Kernel> {
     Kernel::read()
         .map_err(|error| checks::explain(error, "set", &crate::collect::engine::requirements()))
 }

@@ -311,6 +311,17 @@ impl Snapshot {
         handle
     }
 
+    /// Keeps the rows of some processes.
+    pub(crate) fn retain(&mut self, keeps: impl Fn(ProcessId) -> bool) {
+        let kept: Vec<_> = (0..self.rows.len()).filter(|row| keeps(self.rows[*row].0)).collect();
+        if kept.len() == self.rows.len() {
+            return;
+        }
+        let from: Vec<_> = kept.iter().copied().map(Some).collect();
+        self.parts.iter_mut().for_each(|(_, part)| part.place(&from));
+        self.rows.retain(|(id, _)| keeps(*id));
+    }
+
     /// The snapshot of its only probe, with the losses of the set.
     ///
     /// # Panics

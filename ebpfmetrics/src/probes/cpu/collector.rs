@@ -350,6 +350,15 @@ impl Collector for Cpu {
         Some(Reading { counters, gauges: CpuGauges { threads: 0, is_single } })
     }
 
+    fn is_reported(reported: &CpuCounters, all: &CpuCounters) -> bool {
+        // user and system time were divided before: one of them may never reach the final figure
+        let (user_ns, system_ns) = (reported.user_ns, reported.system_ns);
+        counters::is_zero(&counters::subtract(
+            &CpuCounters { user_ns, system_ns, ..*all },
+            reported,
+        ))
+    }
+
     fn overflow(record: &ProcessOverflowRecord) -> CpuCounters {
         CpuCounters::of(&record.cpu)
     }

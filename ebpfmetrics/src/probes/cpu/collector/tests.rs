@@ -382,3 +382,21 @@ proptest! {
         prop_assert_eq!((reported, waits_reported), (ran, waited));
     }
 }
+
+#[test]
+fn a_time_that_was_divided_differently_before_is_reported() {
+    let of = |user_ns, system_ns, ledger_ns| CpuCounters {
+        ledger_ns,
+        user_ns,
+        system_ns,
+        ..CpuCounters::default()
+    };
+    let longest = |ns| Longest { running_ns: ns, waiting_ns: ns };
+    // all in user mode so far; by the final record most was in the kernel
+    let (last, all) = (of(80, 0, 80), of(10, 90, 100));
+    let next = advance(&last, &all, &CpuCounters::default(), longest(1000));
+    assert_eq!(next, of(80, 20, 100));
+    assert!(Cpu::is_reported(&next, &all));
+    let bounded = advance(&last, &all, &CpuCounters::default(), longest(90));
+    assert!(!Cpu::is_reported(&bounded, &all));
+}
