@@ -13,7 +13,7 @@ use crate::snapshot::Usage;
 ///
 /// ```
 /// use std::time::Duration;
-/// use ebpfmetrics::Histogram;
+/// use ebpfmetrics::histogram::Histogram;
 ///
 /// let mut histogram = Histogram::default();
 /// for ms in [1, 1, 1, 20] {

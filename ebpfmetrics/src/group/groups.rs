@@ -85,9 +85,8 @@ impl<K, U: Usage> Groups<K, U> {
 /// [`rest`](Groups::rest).
 ///
 /// ```
-/// use ebpfmetrics::{group::group_by, snapshot::ProbeSnapshot};
+/// use ebpfmetrics::{DiskUsage, group::group_by, snapshot::ProbeSnapshot};
 ///
-/// # use ebpfmetrics::Histogram as DiskUsage;
 /// let snapshot = ProbeSnapshot::<DiskUsage, ()>::default();
 /// let by_user = group_by(&snapshot, |row| row.info.uid);
 /// let by_cgroup = group_by(&snapshot, |row| row.info.cgroup_id);

@@ -15,9 +15,8 @@ use crate::{process::ProcessId, snapshot::Rows};
 /// That is long enough for the data it wrote to reach a disk.
 ///
 /// ```
-/// use ebpfmetrics::{group::ProcessTree, snapshot::ProbeSnapshot};
+/// use ebpfmetrics::{DiskUsage, group::ProcessTree, snapshot::ProbeSnapshot};
 ///
-/// # use ebpfmetrics::Histogram as DiskUsage;
 /// let mut tree = ProcessTree::of(std::process::id());
 /// for snapshot in [ProbeSnapshot::<DiskUsage, ()>::default()] {
 ///     println!("{:?}", tree.group(&snapshot).usage);

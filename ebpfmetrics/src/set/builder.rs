@@ -171,8 +171,8 @@ macro_rules! probe_builder {
             }
 
             /// Maximum number of ended processes that the kernel keeps until they are read, see
-            /// [`ProbeSetBuilder::max_ended`](ebpfmetrics::ProbeSetBuilder::max_ended). 32,768
-            /// by default. If the probe is added to a set, this is an option of the set.
+            /// `ProbeSetBuilder::max_ended`. 32,768 by default. If the probe is added to a set,
+            /// this is an option of the set.
             pub fn max_ended(mut self, processes: u32) -> Self {
                 self.set.set_max_ended(processes);
                 self

@@ -25,9 +25,11 @@ pub struct Delta<U> {
 ///
 /// ```
 /// use std::time::Duration;
-/// use ebpfmetrics::snapshot::{ProbeSnapshot, Window, delta};
+/// use ebpfmetrics::{
+///     DiskUsage,
+///     snapshot::{ProbeSnapshot, Window, delta},
+/// };
 ///
-/// # use ebpfmetrics::Histogram as DiskUsage;
 /// let mut earlier = ProbeSnapshot::<DiskUsage, ()>::default();
 /// earlier.window = Window { start_ns: 0, end_ns: 1_000_000_000 };
 /// let mut later = earlier.clone();

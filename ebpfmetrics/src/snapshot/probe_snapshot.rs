@@ -10,9 +10,11 @@ use super::{Losses, Process, Provenance, Row, Rows, Usage, Window};
 /// A snapshot for a unit test starts from the default:
 ///
 /// ```
-/// use ebpfmetrics::snapshot::{ProbeSnapshot, Window};
+/// use ebpfmetrics::{
+///     DiskUsage,
+///     snapshot::{ProbeSnapshot, Window},
+/// };
 ///
-/// # use ebpfmetrics::Histogram as DiskUsage;
 /// let mut snapshot = ProbeSnapshot::<DiskUsage, ()>::default();
 /// snapshot.window = Window { start_ns: 0, end_ns: 1_000_000_000 };
 /// assert!(snapshot.process(1).is_none());
