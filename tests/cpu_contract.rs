@@ -267,13 +267,14 @@ fn health_and_cost_are_told() {
     let of = |name: &str| cost.programs.iter().find(|p| p.program == name).unwrap().clone();
     assert!(of("cpu_switch").run_count > 100, "{cost:?}");
     assert!((1.0..100_000.0).contains(&of("cpu_switch").ns_per_run().unwrap()), "{cost:?}");
-    assert!(of("process_walk").run_count > 10, "{cost:?}");
+    let walks = cost.programs.iter().filter(|program| program.program.starts_with("process_walk"));
+    assert!(walks.map(|walk| walk.run_count).sum::<u64>() > 10, "{cost:?}");
     drop(statistics);
     let health = Probe::health(&probe).unwrap();
     // three dispatchers and their handlers, the walk, the ends, parents, clocks; the switch
     assert_eq!(health.programs, 11);
-    // Kernels before 6.4 tell what maps take when they are full.
-    assert!((1 << 20..10 << 20).contains(&health.map_bytes), "{health:?}");
+    // Kernels before 6.4 tell what maps take when they are full: 23 MiB.
+    assert!((1 << 20..32 << 20).contains(&health.map_bytes), "{health:?}");
 }
 
 #[test]

@@ -122,7 +122,7 @@ impl<'a> Table<'a> {
         let text = summary + &draw(&rows, window);
         let mut out = stdout().lock();
         if !live {
-            return out.write_all(text.as_bytes());
+            return writeln!(out, "{}", text.trim_end());
         }
         queue!(out, BeginSynchronizedUpdate, DisableLineWrap, MoveTo(0, 0), Clear(ClearType::All))?;
         for line in text.lines().take(limit.saturating_sub(1)) {

@@ -454,7 +454,11 @@ impl<C: Collector> Column for TypedColumn<C> {
                 let counters = counters.unwrap_or_else(C::Counters::zeroed);
                 Some(Reading { counters, ..Reading::default() })
             }
-            _ => self.reading_at_end(end),
+            // by the same rules as the row of a process that no walk has shown
+            _ => self.reading_at_end(end).map(|mut reading| {
+                reading.gauges = C::follow(&C::Gauges::default(), reading.gauges);
+                reading
+            }),
         };
         let usage = reading.map(|reading| self.collector.final_usage(end.id, &reading));
         Ok(usage.transpose()?.map(|usage| Box::new(usage) as Box<dyn Any>))
