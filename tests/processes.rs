@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, thread::sleep, time::Duration};
 
 use ebpfmetrics::{CpuProbe, Filter, Probe as _, ProbeSet, group::ProcessTree};
-use ebpfmetrics_suite::{Overlay, Workload, poll, skip};
+use ebpfmetrics_suite::{Overlay, Workload, poll, room_for_tasks, skip};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 
@@ -103,11 +103,8 @@ fn the_user_of_a_process_is_the_real_one() {
 /// Case 23. What has ended is kept until it is read, however many zombies there are.
 #[test]
 fn exits_beside_ten_thousand_zombies_are_known() {
-    // a machine with 1 GiB has room for fewer
-    let most = std::fs::read_to_string("/proc/sys/kernel/threads-max").unwrap();
-    let zombies = (most.trim().parse::<u32>().unwrap() / 2).min(10_000);
     let mut probe = CpuProbe::builder().load().unwrap();
-    let mut work = Workload::start(WORKLOAD, &["zombies", &zombies.to_string()]);
+    let mut work = Workload::start(WORKLOAD, &["zombies", &room_for_tasks(10_000).to_string()]);
     probe.reset().unwrap();
     for _ in 0..2 {
         let late = work.ask("more");
@@ -116,7 +113,11 @@ fn exits_beside_ten_thousand_zombies_are_known() {
             let row = snapshot.process(pid).unwrap_or_else(|| panic!("{pid} has no row"));
             assert!(row.info.exited);
             assert_eq!(row.info.uid, Some(1000));
-            assert_eq!(row.info.parent.unwrap().pid, work.pid());
+            match row.info.parent {
+                Some(parent) => assert_eq!(parent.pid, work.pid()),
+                // the kernel does not run a program within itself on the same CPU
+                None => assert!(snapshot.losses.get("run_skipped") > Some(0), "{row:?}"),
+            }
             assert_eq!(row.info.creator.unwrap().pid, work.pid());
             assert!(row.info.cgroup_id.is_some());
             assert!(row.usage.cpu_time >= Duration::from_millis(2), "{row:?}");

@@ -7,7 +7,7 @@ use ebpfmetrics::{
     CpuProbe, Probe as _, ProcessId,
     cpu::{CpuAccounting, CpuSnapshot},
 };
-use ebpfmetrics_suite::{Workload, fork_and_wait, poll, process_cpu_ns};
+use ebpfmetrics_suite::{Workload, fork_and_wait, poll, process_cpu_ns, room_for_tasks};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 
@@ -196,7 +196,7 @@ fn a_process_that_starves_waits_in_every_window() {
 #[test]
 fn one_busy_thread_among_sleepers_stays_within_its_window() {
     let mut probe = CpuProbe::builder().threads(true).load().unwrap();
-    let work = Workload::start(WORKLOAD, &["among", "8000"]);
+    let work = Workload::start(WORKLOAD, &["among", &room_for_tasks(8000).to_string()]);
     let _load = Workload::start(WORKLOAD, &["spin", "3"]);
     probe.reset().unwrap();
     let (mut sum, mut first) = (Duration::ZERO, None);
@@ -230,7 +230,7 @@ fn one_busy_thread_among_sleepers_stays_within_its_window() {
 #[test]
 fn sleepers_that_are_killed_together_have_used_little() {
     let mut probe = CpuProbe::builder().load().unwrap();
-    let work = Workload::start(WORKLOAD, &["among", "8000"]);
+    let work = Workload::start(WORKLOAD, &["among", &room_for_tasks(8000).to_string()]);
     let pid = work.pid();
     work.kill();
     sleep(Duration::from_millis(1500));

@@ -35,8 +35,9 @@ pub(crate) fn exec_by_thread(spin_ms: u64) -> anyhow::Result<()> {
 
 pub(crate) fn starving() -> anyhow::Result<()> {
     suite::pin_to_cpu(0)?;
+    let parent = std::process::id();
     let starving = fork(|| {
-        suite::die_with_parent();
+        suite::die_with(parent);
         suite::be_nice(19);
         spin()
     })?;
@@ -45,9 +46,10 @@ pub(crate) fn starving() -> anyhow::Result<()> {
 }
 
 pub(crate) fn among(sleepers: u32) -> anyhow::Result<()> {
+    let parent = std::process::id();
     for _ in 0..sleepers {
         fork(|| {
-            suite::die_with_parent();
+            suite::die_with(parent);
             park()
         })?;
     }

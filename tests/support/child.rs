@@ -118,6 +118,14 @@ pub fn die_with_parent() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }
 
+/// As [`die_with_parent`], in a child of this process that may have ended by now.
+pub fn die_with(parent: u32) {
+    die_with_parent();
+    if std::os::unix::process::parent_id() != parent {
+        std::process::exit(1);
+    }
+}
+
 /// Ends the calling thread alone, even if it is the first of its process.
 #[expect(unsafe_code, reason = "pthread_exit() would run destructors of the process")]
 pub fn exit_thread() -> ! {

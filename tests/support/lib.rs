@@ -16,8 +16,8 @@ mod slab_work;
 mod swap;
 
 pub use child::{
-    ChildrenUsage, Unchecked, Workload, adopt_orphans, be_nice, die_with_parent, exit_thread, fork,
-    fork_and_wait, in_pid_namespace, pin_to_cpu, rusage_of_children, wait_for,
+    ChildrenUsage, Unchecked, Workload, adopt_orphans, be_nice, die_with, die_with_parent,
+    exit_thread, fork, fork_and_wait, in_pid_namespace, pin_to_cpu, rusage_of_children, wait_for,
     wait_without_reaping,
 };
 pub use disk::{
@@ -25,7 +25,9 @@ pub use disk::{
     device_of, directory_on_disk, discard, diskstats, load_module, settle, skip, sync,
 };
 pub use failing::{FailAt, Failing, NoUsage};
-pub use machine::{Kernel, emulated, hides_first_process, kernel, needs_kernel, poll, support};
+pub use machine::{
+    Kernel, emulated, hides_first_process, kernel, needs_kernel, poll, room_for_tasks, support,
+};
 pub use memory::{MemStatus, smaps_rollup, statm_size};
 pub use memory_limit::MemoryLimit;
 pub use oracle::{

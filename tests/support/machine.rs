@@ -27,6 +27,12 @@ pub fn emulated() -> bool {
     says("/proc/cpuinfo", "QEMU TCG") || says("/proc/device-tree/compatible", "dummy-virt")
 }
 
+/// So many processes or threads, or fewer if the machine is too small for them.
+pub fn room_for_tasks(wanted: u32) -> u32 {
+    let most = std::fs::read_to_string("/proc/sys/kernel/threads-max").unwrap();
+    wanted.min(most.trim().parse::<u32>().unwrap() / 4)
+}
+
 /// Whether this kernel is new enough for a test; if not, the skip is told on the
 /// real standard error, where the runner of the machines counts it.
 #[must_use]

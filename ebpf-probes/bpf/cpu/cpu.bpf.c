@@ -55,10 +55,12 @@ int BPF_PROG(cpu_switch, bool preempt, struct task_struct *prev, struct task_str
 	came_with = current->sum_exec_ns;
 	came_tid = current->tid;
 	signal = current->signal;
-	current->sum_exec_ns = next->se.sum_exec_runtime;
-	current->tid = next->pid;
+	/* readers on other CPUs: the fields belong together while tid is set */
+	*(volatile u32 *)&current->tid = 0;
+	*(volatile u64 *)&current->sum_exec_ns = next->se.sum_exec_runtime;
 	/* stored as a pointer, loaded as a number: a pointer cannot be computed with */
-	*(struct signal_struct **)&current->signal = next->signal;
+	*(struct signal_struct *volatile *)&current->signal = next->signal;
+	*(volatile u32 *)&current->tid = next->pid;
 
 	if (!tgid) /* idle */
 		return 0;

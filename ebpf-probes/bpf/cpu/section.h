@@ -172,6 +172,37 @@ static __always_inline void cpu_read_running(struct cpu_task_record *r, struct t
 	r->own.sum_exec_ns = *(volatile u64 *)&task->se.sum_exec_runtime;
 }
 
+/* The sum_exec_runtime with which a task was switched in, if it is on this CPU. */
+static __always_inline bool cpu_read_current(struct cpu_current *current, u64 signal, u32 tid,
+					     u64 *sum_exec_ns)
+{
+	if (*(volatile u32 *)&current->tid != tid || *(volatile u64 *)&current->signal != signal)
+		return false;
+	*sum_exec_ns = *(volatile u64 *)&current->sum_exec_ns;
+	return *(volatile u32 *)&current->tid == tid;
+}
+
+/*
+ * SchedSwitch: the slice of a process that has exited but has not left its CPU yet. It is
+ * charged when it leaves. Call it after cpu_charged_to(): a switch in between then leaves the
+ * slice out until the next read, and never counts it twice.
+ */
+static __always_inline u64 cpu_last_slice(struct task_struct *task, u64 signal)
+{
+	struct cpu_current *current;
+	u64 came_with = 0, sum;
+	u32 cpu;
+
+	if (!has_run_queue())
+		return 0;
+	cpu = BPF_CORE_READ(task, se.cfs_rq, rq, cpu);
+	current = bpf_map_lookup_elem(&cpu_current_tasks, &cpu);
+	sum = BPF_CORE_READ(task, se.sum_exec_runtime);
+	if (!current || !cpu_read_current(current, signal, BPF_CORE_READ(task, pid), &came_with))
+		return 0;
+	return sum > came_with ? sum - came_with : 0;
+}
+
 /* SchedSwitch: reads what was charged to the process, and since when the task runs. */
 static __always_inline void cpu_read_charges(struct cpu_task_record *r, struct task_struct *task)
 {
@@ -188,16 +219,16 @@ static __always_inline void cpu_read_charges(struct cpu_task_record *r, struct t
 		current->primed_sum_exec_ns = r->own.sum_exec_ns;
 		*(volatile u32 *)&current->primed_tid = tid;
 	}
-	if (current->signal && current->tid == tid)
-		r->switched_in_ns = current->sum_exec_ns;
-	else if (!current->signal && current->primed_tid == tid)
+	r->flags |= CPU_TASK_SWITCHED_IN;
+	if (cpu_read_current(current, signal_of(task), tid, &r->switched_in_ns))
+		return;
+	if (!current->signal && current->primed_tid == tid)
 		r->switched_in_ns = current->primed_sum_exec_ns;
 	else if (is_fair(task) && has_sum_at_pick()) /* its switch was hidden */
 		bpf_core_read(&r->switched_in_ns, sizeof(r->switched_in_ns),
 			      &task->se.prev_sum_exec_runtime);
 	else
-		return;
-	r->flags |= CPU_TASK_SWITCHED_IN;
+		r->flags &= ~CPU_TASK_SWITCHED_IN;
 }
 
 /* Reads the sums over dead threads that the kernel keeps. */

@@ -45,8 +45,10 @@ static __always_inline void write_settled(struct bpf_iter__bpf_map_elem *ctx,
 		return;
 	r.key = *key;
 	r.threads = BPF_CORE_READ(signal, nr_threads);
-	if (cpu_on && cpu_account_switches)
+	if (cpu_on && cpu_account_switches) {
 		r.cpu.charged_ns = cpu_charged_to(cpu_owner((u64)signal, key->tgid), key->tgid);
+		r.cpu.charged_ns += cpu_last_slice(task, (u64)signal);
+	}
 	r.cpu.sum_exec_ns = BPF_CORE_READ(signal, sum_sched_runtime);
 	r.cpu.user_ns = BPF_CORE_READ(signal, utime);
 	r.cpu.system_ns = BPF_CORE_READ(signal, stime);

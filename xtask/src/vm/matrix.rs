@@ -28,7 +28,7 @@ use super::{
 
 /// Packed into every machine; tests load them with `modprobe`. Before 6.12 the
 /// kernel itself asks for the compressor of zram, which no `depends` names.
-const MODULES: [&str; 5] = ["loop", "zram", "lzo_rle", "null_blk", "scsi_debug"];
+const MODULES: [&str; 6] = ["loop", "overlay", "zram", "lzo_rle", "null_blk", "scsi_debug"];
 
 pub(super) struct Matrix<'a> {
     pub(super) options: &'a Options,
