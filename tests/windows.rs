@@ -7,7 +7,7 @@ use ebpfmetrics::{
     CpuProbe, Probe as _, ProcessId,
     cpu::{CpuAccounting, CpuSnapshot},
 };
-use ebpfmetrics_suite::{Workload, fork_and_wait, poll, process_cpu_ns, room_for_tasks};
+use ebpfmetrics_suite::{Workload, emulated, fork_and_wait, poll, process_cpu_ns, room_for_tasks};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 
@@ -237,11 +237,13 @@ fn sleepers_that_are_killed_together_have_used_little() {
     // others take the memory
     let mut others = Workload::start(WORKLOAD, &["children", "1000", "20"]);
     others.line();
+    // where CPUs are emulated, they spin long for the lock that all of them exit under
+    let most = Duration::from_millis(if emulated() { 400 } else { 20 });
     for _ in 0..2 {
         let snapshot = probe.reset().unwrap();
         for row in snapshot.processes {
             if row.info.creator.is_some_and(|creator| creator.pid == pid) {
-                assert!(row.usage.cpu_time < Duration::from_millis(20), "{row:?}");
+                assert!(row.usage.cpu_time < most, "{row:?}");
             }
         }
         sleep(Duration::from_millis(2500));

@@ -44,6 +44,7 @@ enum process_flags {
 	PROCESS_HAS_OWNER = 1 << 1, /* uid and cgroup_id are set */
 	PROCESS_HAS_SCHEDULING = 1 << 2, /* state, policy, nice and cpu are set */
 	PROCESS_HAS_EXITED = 1 << 3, /* only in `disk_names` */
+	PROCESS_IS_SETTLED = 1 << 4, /* a zombie that has left its CPU: its counters are final */
 };
 
 /* Attributes of a process that do not depend on a probe. */
@@ -83,6 +84,8 @@ static __always_inline void read_scheduling(struct process_info_record *info,
 	else
 		bpf_core_read(&info->cpu, sizeof(info->cpu), &before_5_16->cpu);
 	info->flags |= PROCESS_HAS_SCHEDULING;
+	if (info->state & TASK_DEAD && info->threads == 1 && !task->on_cpu)
+		info->flags |= PROCESS_IS_SETTLED;
 }
 
 /* User, cgroup and kind of a task. They stay readable until it is freed. */

@@ -50,6 +50,7 @@ enum { BPF_F_NO_PREALLOC = 1 };
 #define PF_FORKNOEXEC 0x00000040
 #define PF_KTHREAD 0x00200000
 #define EXIT_DEAD 0x00000010
+#define TASK_DEAD 0x00000080
 /* include/linux/sched/signal.h */
 #define SIGNAL_GROUP_EXIT 0x00000004
 
@@ -163,6 +164,7 @@ struct task_struct {
 	struct thread_info thread_info;
 	refcount_t usage;
 	unsigned int flags;
+	int on_cpu;
 	int on_rq;
 	int prio;
 	int static_prio;

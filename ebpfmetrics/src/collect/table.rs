@@ -3,7 +3,7 @@
 //! | phase | row in the window | leaves the table |
 //! |---|---|---|
 //! | alive | yes | |
-//! | vanished: not in the walk, no final record yet | yes, with what is known | settled after 2 s at most, counted as `exit_record_missing` |
+//! | vanished: not in the walk, no final record yet | yes, with what is known | settled after 2 s at most; counted as `exit_record_missing` if it may have run since its counters were read |
 //! | ended | in the window of its end; later only if something is added | at the reset after its final record has been read |
 //!
 //! A process has exited when its last thread has, and it is not in the walk any more. Its row
@@ -181,6 +181,11 @@ impl ProcessTable {
         };
         let walked = observed.walked.processes.iter().filter(|(id, _)| in_time(id)).copied();
         let (places, seen) = self.merge(walked, ends().into_iter(), walk.monotonic_ns);
+        for id in &observed.walked.settled {
+            if let Ok(index) = self.ids.binary_search(id) {
+                self.entries[index].is_settled = true;
+            }
+        }
         let came_late = |id: &ProcessId, walked_ns| {
             self.admits_late && !is_first && id.start_time_ns + STARTING_NS < walked_ns
         };
@@ -268,6 +273,7 @@ impl ProcessTable {
                 id,
                 info: ProcessInfo::default(),
                 phase: Phase::Vanished { since_ns: now_ns },
+                is_settled: false,
                 is_late: false,
             });
             entry.follow(alive.map(|(_, info)| info), now_ns);

@@ -21,7 +21,7 @@ use crate::{
     record::{
         ProcessEndedRecord, ProcessKey, ProcessOverflowRecord, ProcessProcessRecord,
         ProcessSettledRecord, ProcessThreadRecord, ProcessWalkRecord, RecordHead, ended_flags,
-        process_kind, section_number,
+        process_flags, process_kind, section_number,
     },
     snapshot::{
         Source, TypedPart,
@@ -153,6 +153,10 @@ impl WalkBytes {
     }
 
     pub(super) fn leader(&mut self, id: ProcessId) {
+        self.leader_with(id, 0);
+    }
+
+    fn leader_with(&mut self, id: ProcessId, flags: u32) {
         let kind = process_kind::PROCESS;
         let mut record = ProcessProcessRecord {
             head: head::<ProcessProcessRecord>(section_number::PROCESS as u16, kind),
@@ -161,6 +165,7 @@ impl WalkBytes {
         record.info.tgid = id.pid;
         record.info.process_start_ns = id.start_time_ns;
         record.info.parent_tgid = 1;
+        record.info.flags = flags;
         record.info.comm[..4].copy_from_slice(b"task");
         self.push(&record);
     }
@@ -193,6 +198,12 @@ impl WalkBytes {
     /// A process with one thread.
     pub(super) fn process(&mut self, id: ProcessId, own: u64) {
         self.leader(id);
+        self.count(own, 0);
+    }
+
+    /// A process that waits to be reaped and has run for the last time.
+    pub(super) fn settled_zombie(&mut self, id: ProcessId, own: u64) {
+        self.leader_with(id, process_flags::IS_SETTLED);
         self.count(own, 0);
     }
 

@@ -110,6 +110,8 @@ pub(super) struct Walked {
     pub(super) boottime_ns: u64,
     /// Processes in ascending order of id.
     pub(super) processes: Vec<(ProcessId, ProcessInfo)>,
+    /// Zombies whose counters will not change any more.
+    pub(super) settled: Vec<ProcessId>,
     pub(super) tasks: Vec<WalkedTask>,
     /// Records of the probes, in the order of their tasks.
     pub(super) records: Vec<Placed>,
@@ -121,12 +123,14 @@ impl Walked {
     fn clear(&mut self) {
         *self = Self {
             processes: std::mem::take(&mut self.processes),
+            settled: std::mem::take(&mut self.settled),
             tasks: std::mem::take(&mut self.tasks),
             records: std::mem::take(&mut self.records),
             system: std::mem::take(&mut self.system),
             ..Self::default()
         };
         self.processes.clear();
+        self.settled.clear();
         self.tasks.clear();
         self.records.clear();
         self.system.clear();
@@ -167,6 +171,7 @@ impl Walked {
                         self.records.truncate(task.records.start);
                         if task.is_leader {
                             self.processes.pop();
+                            self.settled.pop_if(|id| *id == task.process);
                         }
                     }
                 }
@@ -185,6 +190,9 @@ impl Walked {
     fn add_process(&mut self, record: &ProcessProcessRecord) {
         let id = record.info.id();
         self.processes.push((id, record.info.info()));
+        if record.info.flags & process_flags::IS_SETTLED != 0 {
+            self.settled.push(id);
+        }
         let at = self.records.len();
         self.tasks.push(WalkedTask {
             process: id,

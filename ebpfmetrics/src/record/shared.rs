@@ -53,6 +53,8 @@ pub mod process_flags {
     pub const HAS_SCHEDULING: u32 = 4;
     /// Only in `disk_names`.
     pub const HAS_EXITED: u32 = 8;
+    /// A zombie that has left its CPU: its counters are final.
+    pub const IS_SETTLED: u32 = 16;
 }
 
 /// Attributes of a process that do not depend on a probe.

@@ -60,10 +60,8 @@ impl ProcessTable {
                 Phase::Alive | Phase::Vanished { .. } => None,
             };
             let phase_shown = shown.unwrap_or(Shown::Nowhere);
-            let was_settled = matches!(before, Phase::Ended { is_settled: true, .. });
-            let is_settled = was_settled || end.settled.is_some_and(|it| it.threads == 0);
-            entry.phase =
-                Phase::Ended { since_ns, shown: phase_shown, is_complete, is_settled, is_final };
+            entry.is_settled |= end.settled.is_some_and(|it| it.threads == 0);
+            entry.phase = Phase::Ended { since_ns, shown: phase_shown, is_complete, is_final };
             let has_usage = columns.iter().any(|(_, column)| column.has_usage(index));
             match shown {
                 Some(Shown::InRow) => {}
@@ -119,18 +117,14 @@ impl ProcessTable {
                     }
                     if may_be_held && self.held.known < held {
                         self.held.known += 1;
-                    } else {
+                    } else if !self.entries[index].is_settled {
                         self.exit_record_missing += 1;
                     }
                     self.settle(index, since_ns, columns);
                 }
-                Phase::Ended {
-                    since_ns,
-                    shown,
-                    is_complete: true,
-                    is_settled,
-                    is_final: false,
-                } if is_overdue(since_ns, now_ns) => {
+                Phase::Ended { since_ns, shown, is_complete: true, is_final: false }
+                    if is_overdue(since_ns, now_ns) =>
+                {
                     let end = ends.binary_search_by_key(&id, |end| end.id).map(|at| &ends[at]);
                     // In another PID namespace it may still wait to be reaped.
                     let is_waiting = end.is_ok_and(|end| {
@@ -140,18 +134,13 @@ impl ProcessTable {
                     if is_waiting || !self.sees_all {
                         continue;
                     }
-                    // Its release was not seen. If its counters were read after it was
-                    // unhashed they are complete all the same.
-                    if !is_settled {
+                    // Its release was not seen. If its counters were read after its last
+                    // switch they are complete all the same.
+                    if !self.entries[index].is_settled {
                         self.exit_record_missing += 1;
                     }
-                    self.entries[index].phase = Phase::Ended {
-                        since_ns,
-                        shown,
-                        is_complete: true,
-                        is_settled,
-                        is_final: true,
-                    };
+                    self.entries[index].phase =
+                        Phase::Ended { since_ns, shown, is_complete: true, is_final: true };
                     gone.push(end.map_or(id.into(), |end| end.key));
                 }
                 _ => {}
@@ -163,13 +152,8 @@ impl ProcessTable {
     fn settle(&mut self, index: usize, since_ns: u64, columns: &mut [(u64, Box<dyn Column>)]) {
         let entry = &mut self.entries[index];
         entry.info.exited = true;
-        entry.phase = Phase::Ended {
-            since_ns,
-            shown: Shown::Nowhere,
-            is_complete: true,
-            is_settled: false,
-            is_final: true,
-        };
+        entry.phase =
+            Phase::Ended { since_ns, shown: Shown::Nowhere, is_complete: true, is_final: true };
         self.show_ended(index, columns);
     }
 }

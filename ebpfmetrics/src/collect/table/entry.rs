@@ -15,8 +15,6 @@ pub(super) enum Phase {
         shown: Shown,
         /// All that the kernel has said about it so far has been reported.
         is_complete: bool,
-        /// Its counters have been read after all its threads were gone: no more will come.
-        is_settled: bool,
         /// The kernel has nothing more to say about it.
         is_final: bool,
     },
@@ -36,6 +34,8 @@ pub(super) struct Entry {
     pub(super) id: ProcessId,
     pub(super) info: ProcessInfo,
     pub(super) phase: Phase,
+    /// Its counters have been read after all its threads had run for the last time.
+    pub(super) is_settled: bool,
     /// It came into the filter after its start, and its counters start here.
     pub(super) is_late: bool,
 }

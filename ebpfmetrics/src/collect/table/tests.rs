@@ -247,6 +247,29 @@ fn a_release_that_is_not_seen_is_no_loss_if_the_counters_were_read_after_it() {
 }
 
 #[test]
+fn a_zombie_that_was_read_needs_no_record() {
+    // neither its exit nor its release is seen, or its exit alone
+    for ends in [vec![], vec![end(id(5, 50), 6, false)]] {
+        let mut set = begun(9);
+        let mut walk = WalkBytes::at(60);
+        walk.settled_zombie(id(5, 50), 7);
+        set.read(with_ends(KernelRead { walk, ..KernelRead::default() }, &ends));
+        set.read(with_ends(read_at(61, &[]), &ends));
+        set.read(with_ends(read_at(62 + RELEASE_TIMEOUT_NS, &[]), &ends));
+        assert_eq!((set.short_rows(), set.missing()), (vec![(5, 50, 7, true)], 0));
+    }
+    // it is being released while it is read: these counters are not of a zombie
+    let mut set = begun(9);
+    set.read(read_at(60, &[(5, 50, 7)]));
+    let mut walk = WalkBytes::at(61);
+    walk.settled_zombie(id(5, 50), 9);
+    walk.void();
+    set.read(KernelRead { walk, ..KernelRead::default() });
+    set.read(read_at(62 + RELEASE_TIMEOUT_NS, &[]));
+    assert_eq!((set.short_rows(), set.missing()), (vec![(5, 50, 7, true)], 1));
+}
+
+#[test]
 fn a_process_of_which_nothing_comes_ends_with_what_was_known() {
     let mut set = begun(9);
     set.read(read_at(60, &[(5, 50, 7)]));
