@@ -13,7 +13,7 @@ use ebpfmetrics::{
     ErrorKind, Job, JobReport, ProbeSet,
     job::{JobBuilder, Need},
 };
-use ebpfmetrics_suite::{hides_first_process, process_cpu_ns};
+use ebpfmetrics_suite::{emulated, hides_first_process, process_cpu_ns};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -135,7 +135,9 @@ fn a_double_fork_is_counted_and_waited_for() {
     let soon = job.finish(Duration::ZERO).unwrap();
     assert!(!soon.is_complete && soon.still_running > 0, "{soon:?}");
     let report = finish(&mut job);
-    assert!((400..500).contains(&(cpu_ns(&report) / 1_000_000)));
+    // the shells take long to start where CPUs are emulated
+    let most = if emulated() { 900 } else { 500 };
+    assert!((400..most).contains(&(cpu_ns(&report) / 1_000_000)));
     assert_eq!(report.processes, 3);
     assert!(report.wall_time < Duration::from_millis(300), "the command alone: {report:?}");
 }

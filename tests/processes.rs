@@ -110,7 +110,11 @@ fn exits_beside_ten_thousand_zombies_are_known() {
         let late = work.ask("more");
         let snapshot = probe.reset().unwrap();
         for pid in late.split(' ').map(|pid| pid.parse::<u32>().unwrap()) {
-            let row = snapshot.process(pid).unwrap_or_else(|| panic!("{pid} has no row"));
+            let Some(row) = snapshot.process(pid) else {
+                // As below. Its row comes with the record of its release.
+                assert!(snapshot.losses.get("run_skipped") > Some(0), "{pid} has no row");
+                continue;
+            };
             assert!(row.info.exited);
             assert_eq!(row.info.uid, Some(1000));
             match row.info.parent {
