@@ -109,23 +109,29 @@ fn exits_beside_ten_thousand_zombies_are_known() {
     for _ in 0..2 {
         let late = work.ask("more");
         let snapshot = probe.reset().unwrap();
+        let mut skipped = 0;
         for pid in late.split(' ').map(|pid| pid.parse::<u32>().unwrap()) {
             let Some(row) = snapshot.process(pid) else {
-                // As below. Its row comes with the record of its release.
-                assert!(snapshot.losses.get("run_skipped") > Some(0), "{pid} has no row");
+                // Its exit was not seen. Its row comes with the record of its release.
+                let released = poll(Duration::from_secs(2), || {
+                    probe.snapshot().unwrap().process(pid).map(|row| row.usage.cpu_time)
+                });
+                assert!(released >= Some(Duration::from_millis(2)), "{pid}: {released:?}");
+                skipped += 1;
                 continue;
             };
             assert!(row.info.exited);
             assert_eq!(row.info.uid, Some(1000));
             match row.info.parent {
                 Some(parent) => assert_eq!(parent.pid, work.pid()),
-                // the kernel does not run a program within itself on the same CPU
-                None => assert!(snapshot.losses.get("run_skipped") > Some(0), "{row:?}"),
+                None => skipped += 1,
             }
             assert_eq!(row.info.creator.unwrap().pid, work.pid());
             assert!(row.info.cgroup_id.is_some());
             assert!(row.usage.cpu_time >= Duration::from_millis(2), "{row:?}");
         }
+        // Since 7.0 a program can be preempted, and does not run within itself on that CPU.
+        assert!(Some(skipped) <= snapshot.losses.get("run_skipped"), "{skipped} were not seen");
         assert_eq!(snapshot.losses.get("ended_table_full"), Some(0));
     }
 }

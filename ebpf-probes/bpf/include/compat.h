@@ -58,6 +58,18 @@ static __always_inline bool is_running(struct task_struct *task, struct rq *rq)
 	       !*(volatile unsigned char *)&task->se.sched_delayed;
 }
 
+/* Whether a task may still be on a CPU: yes where the kernel, built for one CPU, does not say. */
+static __always_inline bool is_on_cpu(struct task_struct *task)
+{
+	u32 on_cpu = 0;
+
+	if (!bpf_core_field_exists(task->on_cpu))
+		return true;
+	/* by helper: it is one byte in 7.x */
+	bpf_core_read(&on_cpu, bpf_core_field_size(task->on_cpu), &task->on_cpu);
+	return on_cpu;
+}
+
 /* Whether a run queue has the CPU time of all its tasks: CONFIG_SCHEDSTATS. */
 static __always_inline bool has_run_queue_cpu_time(void)
 {

@@ -71,7 +71,6 @@ static __always_inline void read_scheduling(struct process_info_record *info,
 {
 	struct task_struct___state *before_5_14 = (void *)task;
 	struct task_struct___cpu *before_5_16 = (void *)task;
-	u8 on_cpu = 1;
 
 	if (bpf_core_field_exists(task->__state))
 		info->state = task->__state;
@@ -85,9 +84,7 @@ static __always_inline void read_scheduling(struct process_info_record *info,
 	else
 		bpf_core_read(&info->cpu, sizeof(info->cpu), &before_5_16->cpu);
 	info->flags |= PROCESS_HAS_SCHEDULING;
-	/* one byte since 7.x, an int before: the first byte is enough on little-endian machines */
-	bpf_core_read(&on_cpu, sizeof(on_cpu), &task->on_cpu);
-	if (info->state & TASK_DEAD && info->threads == 1 && !on_cpu)
+	if (info->state & TASK_DEAD && info->threads == 1 && !is_on_cpu(task))
 		info->flags |= PROCESS_IS_SETTLED;
 }
 

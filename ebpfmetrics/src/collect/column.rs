@@ -44,7 +44,9 @@ pub(crate) trait Column: Any + Send {
         bytes: &[u8],
         walk: &WalkTimes,
     ) -> Result<()>;
-    fn end_walk(&mut self, walk: &WalkTimes, view: &WalkView<'_>) -> Result<()>;
+    /// Takes in the readings. Returns which of the settled zombies have time that is only
+    /// reported later.
+    fn end_walk(&mut self, walk: &WalkTimes, view: &WalkView<'_>) -> Result<Vec<usize>>;
     /// Takes in a final record; whether all of it has been reported.
     fn ended(&mut self, index: usize, end: &End, walk: &WalkTimes) -> bool;
     /// Starts the counters of a process here: what came before is not part of the window.
@@ -114,6 +116,8 @@ pub(crate) struct WalkView<'a> {
     pub(super) seen: &'a [bool],
     /// Places of processes that the walk does not show but `/proc` does.
     pub(super) hidden: &'a [usize],
+    /// Places of zombies whose counters will not change any more.
+    pub(super) settled: &'a [usize],
     /// Whether every living process that passes the filter is among them.
     pub(super) sees_all: bool,
 }
@@ -270,7 +274,7 @@ impl<C: Collector> Column for TypedColumn<C> {
         self.collector.task_record(task, record, &walk, &mut self.readings[task.index])
     }
 
-    fn end_walk(&mut self, walk: &WalkTimes, view: &WalkView<'_>) -> Result<()> {
+    fn end_walk(&mut self, walk: &WalkTimes, view: &WalkView<'_>) -> Result<Vec<usize>> {
         let walk = self.walk(walk);
         self.read_counts(&walk, view)?;
         let mut readings = Readings {
@@ -281,6 +285,8 @@ impl<C: Collector> Column for TypedColumn<C> {
             readings: &mut self.readings,
         };
         self.collector.end_walk(&walk, &mut readings)?;
+        let settled = view.settled.iter().map(|&index| (index, self.readings[index].counters));
+        let mut held_back: Vec<_> = settled.collect();
         let cells = self.cells.iter_mut().zip(&mut self.readings).zip(view.ids);
         for (((cell, reading), &id), &seen) in cells.zip(view.seen) {
             let mut now = std::mem::take(reading);
@@ -292,7 +298,8 @@ impl<C: Collector> Column for TypedColumn<C> {
             }
             cell.take_in(&self.collector, id, now, &walk);
         }
-        Ok(())
+        held_back.retain(|(index, all)| !C::is_reported(&self.cells[*index].last, all));
+        Ok(held_back.into_iter().map(|(index, _)| index).collect())
     }
 
     fn ended(&mut self, index: usize, end: &End, walk: &WalkTimes) -> bool {

@@ -3,8 +3,8 @@
 //! | phase | row in the window | leaves the table |
 //! |---|---|---|
 //! | alive | yes | |
-//! | vanished: not in the walk, no final record yet | yes, with what is known | settled after 2 s at most; counted as `exit_record_missing` if it may have run since its counters were read |
-//! | ended | in the window of its end; later only if something is added | at the reset after its final record has been read |
+//! | vanished: not in the walk, no final record yet | yes, with what is known | settled after 2 s at most, counted as `exit_record_missing` |
+//! | ended | in the window of its end; later only if something is added | at the reset after its final record has been read; without a release, after 2 s, counted as `exit_record_missing` unless its final counters were read before |
 //!
 //! A process has exited when its last thread has, and it is not in the walk any more. Its row
 //! then says so, although the kernel releases it later: what the release will say can be read
@@ -181,11 +181,6 @@ impl ProcessTable {
         };
         let walked = observed.walked.processes.iter().filter(|(id, _)| in_time(id)).copied();
         let (places, seen) = self.merge(walked, ends().into_iter(), walk.monotonic_ns);
-        for id in &observed.walked.settled {
-            if let Ok(index) = self.ids.binary_search(id) {
-                self.entries[index].is_settled = true;
-            }
-        }
         let came_late = |id: &ProcessId, walked_ns| {
             self.admits_late && !is_first && id.start_time_ns + STARTING_NS < walked_ns
         };
@@ -203,14 +198,24 @@ impl ProcessTable {
         self.infos.extend(self.entries.iter().map(|entry| entry.info));
         let hidden = observed.hidden.iter().filter_map(|id| self.ids.binary_search(id).ok());
         let hidden: Vec<_> = hidden.collect();
+        let settled =
+            observed.walked.settled.iter().filter_map(|id| self.ids.binary_search(id).ok());
+        let settled: Vec<_> = settled.collect();
         let view = WalkView {
             ids: &self.ids,
             infos: &self.infos,
             seen: &seen,
             hidden: &hidden,
+            settled: &settled,
             sees_all: self.sees_all,
         };
-        columns.iter_mut().try_for_each(|(_, column)| column.end_walk(walk, &view))?;
+        let mut held_back = Vec::new();
+        for (_, column) in &mut *columns {
+            held_back.extend(column.end_walk(walk, &view)?);
+        }
+        for &index in settled.iter().filter(|index| !held_back.contains(index)) {
+            self.entries[index].is_settled = true;
+        }
         for &index in late.iter().filter(|&&index| seen[index]) {
             columns.iter_mut().for_each(|(_, column)| column.start_here(index));
         }

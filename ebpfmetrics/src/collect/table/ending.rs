@@ -117,7 +117,7 @@ impl ProcessTable {
                     }
                     if may_be_held && self.held.known < held {
                         self.held.known += 1;
-                    } else if !self.entries[index].is_settled {
+                    } else {
                         self.exit_record_missing += 1;
                     }
                     self.settle(index, since_ns, columns);
@@ -134,8 +134,8 @@ impl ProcessTable {
                     if is_waiting || !self.sees_all {
                         continue;
                     }
-                    // Its release was not seen. If its counters were read after its last
-                    // switch they are complete all the same.
+                    // Its release was not seen. If its counters were read after it had run for
+                    // the last time, they are complete all the same.
                     if !self.entries[index].is_settled {
                         self.exit_record_missing += 1;
                     }

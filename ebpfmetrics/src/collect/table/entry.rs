@@ -34,7 +34,7 @@ pub(super) struct Entry {
     pub(super) id: ProcessId,
     pub(super) info: ProcessInfo,
     pub(super) phase: Phase,
-    /// Its counters have been read after all its threads had run for the last time.
+    /// Its counters were read after all its threads had run for the last time, and are reported.
     pub(super) is_settled: bool,
     /// It came into the filter after its start, and its counters start here.
     pub(super) is_late: bool,
