@@ -156,6 +156,11 @@ impl WalkBytes {
         self.leader_with(id, 0);
     }
 
+    /// One that waits to be reaped and has run for the last time.
+    pub(super) fn settled_zombie(&mut self, id: ProcessId) {
+        self.leader_with(id, process_flags::IS_SETTLED);
+    }
+
     fn leader_with(&mut self, id: ProcessId, flags: u32) {
         let kind = process_kind::PROCESS;
         let mut record = ProcessProcessRecord {
@@ -198,12 +203,6 @@ impl WalkBytes {
     /// A process with one thread.
     pub(super) fn process(&mut self, id: ProcessId, own: u64) {
         self.leader(id);
-        self.count(own, 0);
-    }
-
-    /// A process that waits to be reaped and has run for the last time.
-    pub(super) fn settled_zombie(&mut self, id: ProcessId, own: u64) {
-        self.leader_with(id, process_flags::IS_SETTLED);
         self.count(own, 0);
     }
 

@@ -60,7 +60,7 @@ impl ProcessTable {
                 Phase::Alive | Phase::Vanished { .. } => None,
             };
             let phase_shown = shown.unwrap_or(Shown::Nowhere);
-            entry.is_settled |= end.settled.is_some_and(|it| it.threads == 0);
+            entry.is_settled |= is_complete && end.settled.is_some_and(|it| it.threads == 0);
             entry.phase = Phase::Ended { since_ns, shown: phase_shown, is_complete, is_final };
             let has_usage = columns.iter().any(|(_, column)| column.has_usage(index));
             match shown {
