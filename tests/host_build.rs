@@ -89,7 +89,7 @@ fn a_build_measured_by_its_tree_agrees_with_the_kernel() {
     }
     let Some(files) = directory_on_disk(TEST) else { return };
     let device = LoopDevice::new(files.path(), 96 << 20);
-    let Some(volume) = Mounted::new(TEST, &device.path(), "ext4", &["-q"]) else { return };
+    let Some(volume) = Mounted::ext4(TEST, &device.path()) else { return };
     let (major, minor) = device_id(device.name());
     let id = DiskDeviceId { major, minor };
     write_sources(volume.path());
@@ -140,8 +140,9 @@ fn a_build_measured_by_its_tree_agrees_with_the_kernel() {
     let dirtied = after_build.written_bytes - before_build.written_bytes;
     // Kernel threads write the remaining pages, and the build is charged. If the machine
     // hides a release, the row comes two seconds later.
-    let truth = settle(device.name()).since(&before);
+    settle(device.name());
     sleep(Duration::from_millis(2500));
+    let truth = settle(device.name()).since(&before);
     let last = probes.reset().unwrap();
     measured.add(&last, id);
 

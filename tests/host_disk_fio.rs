@@ -119,7 +119,7 @@ fn buffered_and_fsync() {
     }
     let Some(files) = directory_on_disk(TEST) else { return };
     let device = LoopDevice::new(files.path(), 128 << 20);
-    let Some(mounted) = Mounted::new(TEST, &device.path(), "ext4", &["-q", "-F"]) else { return };
+    let Some(mounted) = Mounted::ext4(TEST, &device.path()) else { return };
     let mut probe = DiskProbe::builder().load().unwrap();
     let before = settle(device.name());
     probe.reset().unwrap();

@@ -212,6 +212,12 @@ impl Mounted {
         }
     }
 
+    /// An ext4 of which the kernel does not write the rest some seconds after it is mounted.
+    pub fn ext4(test: &str, device: &Path) -> Option<Self> {
+        let complete = "lazy_itable_init=0,lazy_journal_init=0";
+        Self::new(test, device, "ext4", &["-q", "-F", "-E", complete])
+    }
+
     /// Whether the program for it is there; told loudly if not.
     pub fn can_be_made(test: &str, kind: &str) -> bool {
         let program = format!("mkfs.{kind}");
@@ -286,12 +292,7 @@ impl QuietVolume {
             return None;
         }
         let device = LoopDevice::new(files.path(), 512 << 20);
-        let mounted = Mounted::new(
-            test,
-            &device.path(),
-            "ext4",
-            &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
-        )?;
+        let mounted = Mounted::ext4(test, &device.path())?;
         Some(Self {
             directory: mounted.path().to_owned(),
             device: device.name().to_owned(),
