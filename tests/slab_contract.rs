@@ -30,11 +30,13 @@ fn processes_beyond_the_bound_are_counted_together() {
     let all = poll(SETTLED, || {
         let snapshot = probe.snapshot().unwrap();
         let listed = snapshot.processes.iter().filter(of_work).count() as u64;
-        (listed + snapshot.overflow.processes >= 200).then_some((listed, snapshot))
+        let overflow = &snapshot.overflow;
+        // what a process frees after its last thread exited is added until its release
+        let settled = overflow.usage.frees >= 20 * overflow.processes;
+        (listed + overflow.processes >= 200 && settled).then_some(listed)
     });
-    let (listed, snapshot) = all.expect("200 processes that ended");
+    let listed = all.expect("200 processes that ended");
     assert!(listed <= 20, "{listed}");
-    assert!(snapshot.overflow.usage.frees > snapshot.overflow.processes, "{:?}", snapshot.overflow);
 }
 
 #[test]
