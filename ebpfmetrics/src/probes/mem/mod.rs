@@ -1,17 +1,21 @@
 //! Memory that processes hold, their peaks, page faults, and changes of the address space.
 
+mod cgroup;
 mod collector;
 mod decode;
 mod fallback;
 mod gauges;
 mod options;
+mod proportional;
 mod sum;
 mod system;
 mod usage;
 
+pub use cgroup::CgroupMemory;
 pub use collector::{Mem, MemCounters};
 pub use gauges::MemGauges;
 pub use options::{MemPeaks, MemProbeBuilder};
+pub use proportional::ProportionalMemory;
 pub use system::{FilteredMemory, MachineMemory, MemSystem};
 pub use usage::{MemSource, MemUsage};
 
