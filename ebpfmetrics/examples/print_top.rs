@@ -10,7 +10,8 @@
 //!
 //! It needs `CAP_BPF` and `CAP_PERFMON`, or root. Percentages of a process are of one CPU.
 //! Memory is in MiB: RSS at the end of the interval, PEAK within it. RD/s and WR/s are MiB per
-//! second. With `--watch` the output of the command and a line with its totals go to standard
+//! second. With `--cgroup`, RSS is a sum of resident sets: pages that several processes map
+//! count for each of them. With `--watch` the output of the command and a line with its totals go to standard
 //! error, and the exit code is that of the command.
 
 #[path = "print_top/json.rs"]

@@ -75,8 +75,7 @@ static __always_inline bool mem_is_counted(struct task_struct *owner)
 		return true;
 	if (owner->tgid == (int)mem_not_counted)
 		return false;
-	return !(owner->flags & PF_FORKNOEXEC) ||
-	       owner->real_parent->tgid != (int)mem_not_counted;
+	return !(owner->flags & PF_FORKNOEXEC) || owner->real_parent->tgid != (int)mem_not_counted;
 }
 
 static __always_inline void mem_count_in(struct mem_sum_record *sum, u64 number,

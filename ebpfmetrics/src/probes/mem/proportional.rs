@@ -12,9 +12,9 @@ use crate::{
 /// counts a fifth for each of them. Sums over processes count a page once.
 ///
 /// This is not part of snapshots, because it is expensive: the kernel walks the page tables of the
-/// process to answer, about 6 ms per GiB of touched memory in pages of 4 KiB, and holds the lock on
-/// its address space for reading meanwhile. See the
-/// [benchmarks](https://docs.rs/crate/ebpfmetrics/latest/source/docs/benchmarks.md).
+/// process to answer, and holds the lock on its address space for reading meanwhile. Measured on
+/// the development machine: 0.1 ms for a small process, and 34 ms per GiB that is resident in pages
+/// of 4 KiB (0.2 ms in huge pages).
 ///
 /// * **Source**: `/proc/PID/smaps_rollup`.
 /// * **Capabilities**: the permission to trace the process, `CAP_SYS_PTRACE` for those of other
