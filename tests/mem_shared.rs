@@ -52,22 +52,23 @@ fn proportional_sets_count_shared_pages_once() {
         let kernel = table(&format!("/proc/{pid}/smaps_rollup"));
         assert_eq!(ours.resident_bytes, kernel["Rss"]);
         assert_eq!(Some(ours.resident_bytes), snapshot.process(pid).unwrap().usage.resident_bytes);
-        // the division by the number of mappings, and what others map of the same files
+        let private = kernel["Private_Clean"] + kernel["Private_Dirty"];
+        // workloads of other tests map the same files, and come and go
+        assert!(ours.private_bytes.abs_diff(private) <= 2 * MIB, "{ours:?}, kernel {kernel:?}");
         for (ours, name) in [
             (ours.proportional_bytes, "Pss"),
             (ours.proportional_anon_bytes, "Pss_Anon"),
             (ours.proportional_file_bytes, "Pss_File"),
             (ours.proportional_shmem_bytes, "Pss_Shmem"),
             (ours.proportional_swap_bytes, "SwapPss"),
-            (ours.private_bytes, "Private_Dirty"),
         ] {
-            assert!(ours.abs_diff(kernel[name]) <= MIB, "{name}: {ours}, kernel {kernel:?}");
+            assert!(ours.abs_diff(kernel[name]) <= 2 * MIB, "{name}: {ours}, kernel {kernel:?}");
         }
         sum += ours;
         truth += kernel["Pss"];
     }
     println!("{sum:?}");
-    assert!(sum.proportional_bytes.abs_diff(truth) <= 2 * MIB, "{sum:?}, kernel {truth}");
+    assert!(sum.proportional_bytes.abs_diff(truth) <= 4 * MIB, "{sum:?}, kernel {truth}");
     assert!((100 * MIB..110 * MIB).contains(&sum.proportional_bytes), "{sum:?}");
     // the sum of resident sets is not that
     assert!(snapshot.sum().resident_bytes.unwrap() >= 1100 * MIB);
