@@ -211,10 +211,10 @@ fn summarize(report: &JobReport) -> io::Result<()> {
     if let Some(memory) = &report.memory {
         let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         let peak = memory.resident_sum_peak_bytes.map_or("unknown".into(), mebibytes);
-        line += &format!(", peak memory {peak}");
+        line += &format!(", peak memory (sum of RSS) {peak}");
         if let Some(largest) = memory.largest_process {
             let peak = mebibytes(largest.resident_peak_bytes);
-            line += &format!(" (largest process {peak}, {})", largest.comm);
+            line += &format!(", largest process {peak} ({})", largest.comm);
         }
     }
     if let Some(disk) = &report.disk {
