@@ -5,7 +5,7 @@ use rustix::io::Errno;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    process::ProcessId,
+    process::{ProcessId, TICK_NS},
 };
 
 /// Memory of a process in which each page counts by its share: a page that five processes map
@@ -85,8 +85,8 @@ impl ProportionalMemory {
         // the directory stays that of the process, whoever gets its pid
         let directory = Process::new(pid).map_err(fail)?;
         let stat = directory.stat().map_err(fail)?;
-        let start_ns = stat.starttime * (1_000_000_000 / procfs::ticks_per_second());
-        let start_ns = start_ns.saturating_add_signed(-boottime_offset_ns());
+        // not procfs::ticks_per_second(): it panics in a process that has changed its user
+        let start_ns = (stat.starttime * TICK_NS).saturating_add_signed(-boottime_offset_ns());
         let found = ProcessId { start_time_ns: start_ns, ..process };
         if found.rounded_to_ticks() != process.rounded_to_ticks() {
             return Err(gone());
