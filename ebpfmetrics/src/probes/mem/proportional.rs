@@ -86,9 +86,12 @@ impl ProportionalMemory {
         let directory = Process::new(pid).map_err(fail)?;
         let stat = directory.stat().map_err(fail)?;
         // not procfs::ticks_per_second(): it panics in a process that has changed its user
-        let start_ns = (stat.starttime * TICK_NS).saturating_add_signed(-boottime_offset_ns());
-        let found = ProcessId { start_time_ns: start_ns, ..process };
-        if found.rounded_to_ticks() != process.rounded_to_ticks() {
+        let start_ns = stat.starttime * TICK_NS;
+        // before 5.11 the kernel does not apply the offset
+        let is_it = |start_time_ns| {
+            ProcessId { start_time_ns, ..process }.rounded_to_ticks() == process.rounded_to_ticks()
+        };
+        if !is_it(start_ns) && !is_it(start_ns.saturating_add_signed(-boottime_offset_ns())) {
             return Err(gone());
         }
         match directory.smaps_rollup() {
