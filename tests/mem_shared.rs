@@ -77,7 +77,7 @@ fn proportional_sets_count_shared_pages_once() {
 
 #[test]
 fn a_process_that_has_ended_or_may_not_be_read_is_an_error() {
-    let worker = worker();
+    let mut worker = worker();
     let mut probe = MemProbe::builder().load().unwrap();
     let snapshot = probe.snapshot().unwrap();
     let process = id(&snapshot, worker.pid());
@@ -119,6 +119,14 @@ fn a_process_that_has_ended_or_may_not_be_read_is_an_error() {
     assert_eq!(ProportionalMemory::of(zombie_id).unwrap(), ProportionalMemory::default());
     zombie.wait().unwrap();
     assert_eq!(kind(zombie_id), ErrorKind::NoSuchProcess);
+    // the memory of one whose first thread has ended is that of the others
+    worker.ask("map 1 20480");
+    worker.ask("touch 1");
+    worker.ask("leader-exits");
+    let memory = ProportionalMemory::of(process).unwrap();
+    let ours = probe.snapshot().unwrap().process(process.pid).unwrap().usage.resident_bytes;
+    assert_eq!(Some(memory.resident_bytes), ours);
+    assert!(memory.proportional_bytes >= 20 * MIB, "{memory:?}");
     worker.kill();
     assert_eq!(kind(process), ErrorKind::NoSuchProcess);
 }

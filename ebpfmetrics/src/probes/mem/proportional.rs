@@ -1,6 +1,9 @@
 use std::{io, ops::AddAssign};
 
-use procfs::{ProcError, process::Process};
+use procfs::{
+    ProcError,
+    process::{Process, SmapsRollup},
+};
 use rustix::io::Errno;
 
 use crate::{
@@ -94,24 +97,43 @@ impl ProportionalMemory {
         if !is_it(start_ns) && !is_it(start_ns.saturating_add_signed(-boottime_offset_ns())) {
             return Err(gone());
         }
-        match directory.smaps_rollup() {
-            Ok(rollup) => {
-                let map = rollup.memory_map_rollup.into_iter().next();
-                let map = map.map(|map| map.extension.map).unwrap_or_default();
-                let bytes = |name: &str| map.get(name).copied().unwrap_or_default();
-                Ok(Self {
-                    proportional_bytes: bytes("Pss"),
-                    proportional_anon_bytes: bytes("Pss_Anon"),
-                    proportional_file_bytes: bytes("Pss_File"),
-                    proportional_shmem_bytes: bytes("Pss_Shmem"),
-                    proportional_swap_bytes: bytes("SwapPss"),
-                    private_bytes: bytes("Private_Clean") + bytes("Private_Dirty"),
-                    resident_bytes: bytes("Rss"),
-                })
+        if stat.vsize > 0 {
+            return directory.smaps_rollup().map(Self::from_rollup).map_err(fail);
+        }
+        // a kernel thread, a zombie, or a process whose first thread has ended before the others
+        for task in directory.tasks().map_err(fail)?.flatten() {
+            let path = format!("/proc/{pid}/task/{}", task.tid);
+            let thread = Process::new_with_root(path.into());
+            let rollup = thread.and_then(|thread| match thread.stat()?.vsize {
+                0 => Ok(None),
+                _ => thread.smaps_rollup().map(Some),
+            });
+            match rollup {
+                Ok(Some(rollup)) => {
+                    return directory.stat().map(|_| Self::from_rollup(rollup)).map_err(fail);
+                }
+                Ok(None) => {}
+                Err(error) if is_gone(&error) => {} // the thread alone, perhaps
+                Err(error) => return Err(fail(error)),
             }
-            // the kernel answers in the same way for a process without memory
-            Err(error) if is_gone(&error) && directory.stat().is_ok() => Ok(Self::default()),
-            Err(error) => Err(fail(error)),
+        }
+        directory.stat().map(|_| Self::default()).map_err(fail)
+    }
+}
+
+impl ProportionalMemory {
+    fn from_rollup(rollup: SmapsRollup) -> Self {
+        let map = rollup.memory_map_rollup.into_iter().next();
+        let map = map.map(|map| map.extension.map).unwrap_or_default();
+        let bytes = |name: &str| map.get(name).copied().unwrap_or_default();
+        Self {
+            proportional_bytes: bytes("Pss"),
+            proportional_anon_bytes: bytes("Pss_Anon"),
+            proportional_file_bytes: bytes("Pss_File"),
+            proportional_shmem_bytes: bytes("Pss_Shmem"),
+            proportional_swap_bytes: bytes("SwapPss"),
+            private_bytes: bytes("Private_Clean") + bytes("Private_Dirty"),
+            resident_bytes: bytes("Rss"),
         }
     }
 }
