@@ -15,6 +15,7 @@ use ebpfmetrics::{
     cpu::CpuSystem,
     disk::{DiskByClass, DiskDeviceId, DiskSystem},
     group::ProcessTree,
+    mem::MemSystem,
     snapshot::Handle,
 };
 use ebpfmetrics_suite::{
@@ -45,7 +46,7 @@ fn write_sources(directory: &Path) {
 /// The probes of the set, and what they measured of the build, added up over the windows.
 struct Measured {
     cpu: Handle<CpuUsage, CpuSystem>,
-    mem: Handle<MemUsage, ()>,
+    mem: Handle<MemUsage, MemSystem>,
     disk: Handle<DiskUsage, DiskSystem>,
     tree: ProcessTree,
     exited: usize,

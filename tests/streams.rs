@@ -16,6 +16,7 @@ use ebpfmetrics::{
     cpu::{CpuSnapshot, CpuSystem},
     disk::DiskSystem,
     intervals::IntervalStream,
+    mem::MemSystem,
 };
 use ebpfmetrics_suite::{
     LoopDevice, Workload, directory_on_disk, loaded_objects, poll, schedstat, settle,
@@ -300,7 +301,8 @@ fn a_consumer_that_oversleeps_gets_one_longer_interval_and_loses_nothing() {
     println!("{sums:?}");
 }
 
-type Handles = (Handle<CpuUsage, CpuSystem>, Handle<MemUsage, ()>, Handle<DiskUsage, DiskSystem>);
+type Handles =
+    (Handle<CpuUsage, CpuSystem>, Handle<MemUsage, MemSystem>, Handle<DiskUsage, DiskSystem>);
 
 /// The sums over intervals.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@ use anyhow::Result;
 use aya::Ebpf;
 use ebpfmetrics::{
     CpuProbe, Events, Handle, Kernel, MemProbe, MemUsage, Probe as _, ProbeSet,
-    mem::{MemPeaks, MemSnapshot},
+    mem::{MemPeaks, MemSnapshot, MemSystem},
 };
 
 use crate::support::{CLANG, Empty};
@@ -118,7 +118,7 @@ impl Watchers {
 pub(crate) enum Watcher {
     Nobody,
     Mem(Box<MemProbe>),
-    Set(Box<ProbeSet>, Handle<MemUsage, ()>),
+    Set(Box<ProbeSet>, Handle<MemUsage, MemSystem>),
     Events(Box<Events>),
     Empty(Ebpf),
 }

@@ -10,7 +10,8 @@
 //!
 //! It needs `CAP_BPF` and `CAP_PERFMON`, or root. Percentages of a process are of one CPU.
 //! Memory is in MiB: RSS at the end of the interval, PEAK within it. RD/s and WR/s are MiB per
-//! second. With `--watch` the output of the command and a line with its totals go to standard
+//! second. With `--cgroup`, RSS is a sum of resident sets: pages that several processes map
+//! count for each of them. With `--watch` the output of the command and a line with its totals go to standard
 //! error, and the exit code is that of the command.
 
 #[path = "print_top/json.rs"]
@@ -207,9 +208,14 @@ fn summarize(report: &JobReport) -> io::Result<()> {
         let (user, system) = (cpu.user.as_secs_f64(), cpu.system.as_secs_f64());
         line += &format!(", CPU {user:.3} s user {system:.3} s system");
     }
-    if let Some(largest) = report.memory.as_ref().and_then(|memory| memory.largest_process) {
-        let mebibytes = largest.resident_peak_bytes as f64 / f64::from(1 << 20);
-        line += &format!(", largest process {mebibytes:.1} MiB ({})", largest.comm);
+    if let Some(memory) = &report.memory {
+        let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let peak = memory.resident_sum_peak_bytes.map_or("unknown".into(), mebibytes);
+        line += &format!(", peak memory (sum of RSS) {peak}");
+        if let Some(largest) = memory.largest_process {
+            let peak = mebibytes(largest.resident_peak_bytes);
+            line += &format!(", largest process {peak} ({})", largest.comm);
+        }
     }
     if let Some(disk) = &report.disk {
         line += &format!(", {} bytes read", disk.total.read_bytes);

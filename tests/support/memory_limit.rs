@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use ebpfmetrics::process::CgroupHierarchy;
+
 use crate::poll;
 
 /// Removed when dropped, once its processes are gone.
@@ -37,6 +39,23 @@ impl MemoryLimit {
     fn make(path: PathBuf) -> io::Result<Self> {
         fs::create_dir(&path)?;
         Ok(Self(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn hierarchy(&self) -> CgroupHierarchy {
+        match self.0.join("memory.limit_in_bytes").exists() {
+            true => CgroupHierarchy::controller("memory"),
+            false => CgroupHierarchy::Unified,
+        }
+    }
+
+    /// Moves a process out again.
+    pub fn release(&self, pid: u32) -> io::Result<()> {
+        let parent = self.0.parent().unwrap_or(&self.0);
+        fs::write(parent.join("cgroup.procs"), pid.to_string())
     }
 
     pub fn hold(&self, pid: u32) -> io::Result<()> {

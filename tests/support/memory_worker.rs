@@ -23,11 +23,13 @@ struct Region {
 
 struct Worker {
     regions: HashMap<usize, Region>,
+    /// The end of a pipe that children wait for, and their pids.
+    holding: Option<(libc::c_int, Vec<u32>)>,
 }
 
 pub(crate) fn serve() -> anyhow::Result<()> {
     // What the allocator and the streams take at their first use is not of the test.
-    let mut worker = Worker { regions: HashMap::with_capacity(4096) };
+    let mut worker = Worker { regions: HashMap::with_capacity(4096), holding: None };
     let mut line = String::with_capacity(1 << 16);
     super::tell("ready")?;
     loop {
@@ -127,6 +129,17 @@ impl Worker {
             }
             // a child that touches so much, tells its faults, and exits
             ("child-touch", &[kib]) => return self.child_touch(kib << 10),
+            // so many children that touch so much each and live until `release`; their pids
+            ("hold", &[count, kib]) => return self.hold(count, kib << 10),
+            ("release", &[]) => {
+                let (pipe, children) = self.holding.take().context("nobody holds")?;
+                // SAFETY: opened in hold().
+                check(unsafe { libc::close(pipe) })?;
+                children.into_iter().try_for_each(|pid| suite::wait_for(pid).map(drop))?;
+            }
+            // so many times a few children at once, which touch up to so much, fork, execute
+            // this program, share their memory and end in some order
+            ("churn", &[rounds, kib]) => churn(rounds, kib << 10)?,
             // a child with the address space of this process, until the next line
             ("share", &[]) => return share_address_space(None),
             // the same, but after so many ms the child executes `sleep 60`
@@ -142,7 +155,8 @@ impl Worker {
             }
             // the first thread ends; another answers from here on
             ("leader-exits", &[]) => {
-                let worker = Worker { regions: std::mem::take(&mut self.regions) };
+                let regions = std::mem::take(&mut self.regions);
+                let worker = Worker { regions, holding: None };
                 let worker = suite::Unchecked(worker);
                 std::thread::spawn(move || {
                     std::thread::sleep(Duration::from_millis(50));
@@ -168,13 +182,7 @@ impl Worker {
     }
 
     fn map(&mut self, id: usize, bytes: usize, flags: libc::c_int) -> anyhow::Result<()> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel likes.
-        let address = unsafe {
-            libc::mmap(ptr::null_mut(), bytes, access, flags | libc::MAP_ANONYMOUS, -1, 0)
-        };
-        ensure!(address != libc::MAP_FAILED, io::Error::last_os_error());
-        self.regions.insert(id, Region { address: address.cast(), bytes });
+        self.regions.insert(id, map_anonymous(bytes, flags)?);
         Ok(())
     }
 
@@ -215,6 +223,43 @@ impl Worker {
         Ok(())
     }
 
+    fn hold(&mut self, count: usize, bytes: usize) -> anyhow::Result<String> {
+        let (mut held, mut go) = ([0; 2], [0; 2]);
+        // SAFETY: two descriptors are written each.
+        unsafe {
+            check(libc::pipe(held.as_mut_ptr()))?;
+            check(libc::pipe(go.as_mut_ptr()))?;
+        }
+        let mut children = Vec::new();
+        for _ in 0..count {
+            children.push(suite::fork(|| {
+                suite::die_with_parent();
+                // SAFETY: opened above.
+                unsafe { libc::close(go[1]) };
+                let region = anonymous(bytes).expect("memory");
+                region.touch();
+                let mut byte = 0_u8;
+                // SAFETY: one byte each.
+                unsafe {
+                    libc::write(held[1], (&raw const byte).cast(), 1);
+                    libc::read(go[0], (&raw mut byte).cast(), 1);
+                }
+            })?);
+        }
+        for _ in 0..count {
+            let mut byte = 0_u8;
+            // SAFETY: one byte.
+            check(unsafe { libc::read(held[0], (&raw mut byte).cast(), 1) } as libc::c_int)?;
+        }
+        for descriptor in [held[0], held[1], go[0]] {
+            // SAFETY: opened above.
+            check(unsafe { libc::close(descriptor) })?;
+        }
+        let pids: Vec<_> = children.iter().map(u32::to_string).collect();
+        self.holding = Some((go[1], children));
+        Ok(pids.join(" "))
+    }
+
     fn child_touch(&mut self, bytes: usize) -> anyhow::Result<String> {
         let mut pipe = [0; 2];
         // SAFETY: two descriptors are written.
@@ -235,6 +280,63 @@ impl Worker {
         }
         Ok(format!("{pid} {}", str::from_utf8(&text[..length as usize])?))
     }
+}
+
+fn map_anonymous(bytes: usize, flags: libc::c_int) -> anyhow::Result<Region> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping where the kernel likes.
+    let address =
+        unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags | libc::MAP_ANONYMOUS, -1, 0) };
+    ensure!(address != libc::MAP_FAILED, io::Error::last_os_error());
+    Ok(Region { address: address.cast(), bytes })
+}
+
+fn anonymous(bytes: usize) -> anyhow::Result<Region> {
+    map_anonymous(bytes, libc::MAP_PRIVATE)
+}
+
+fn churn(rounds: usize, most: usize) -> anyhow::Result<()> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    for _ in 0..rounds {
+        let mut children = Vec::new();
+        for _ in 0..4 {
+            let (kind, bytes, drops) = (random(4), PAGE + random(most), random(2) == 0);
+            children.push(suite::fork(|| {
+                let region = anonymous(bytes).expect("memory");
+                region.touch();
+                if drops {
+                    // SAFETY: nothing points into it.
+                    unsafe { libc::madvise(region.address.cast(), bytes / 2, libc::MADV_DONTNEED) };
+                }
+                match kind {
+                    0 => drop(suite::fork_and_wait(None, || region.touch())),
+                    1 => execute_nothing(),
+                    // in the memory of this process, until it is replaced
+                    2 => {
+                        let child = share_address_space(Some(1)).expect("a child");
+                        // SAFETY: no memory is involved.
+                        unsafe { libc::kill(child.parse().expect("a pid"), libc::SIGKILL) };
+                    }
+                    _ => {}
+                }
+            })?);
+        }
+        children.into_iter().try_for_each(|pid| suite::wait_for(pid).map(drop))?;
+    }
+    Ok(())
+}
+
+fn execute_nothing() {
+    let arguments = [c"workload".as_ptr(), c"job".as_ptr(), c"burn".as_ptr(), c"0".as_ptr()];
+    let arguments: Vec<_> = arguments.into_iter().chain([ptr::null()]).collect();
+    // SAFETY: strings and an array that end as they must.
+    unsafe { libc::execv(c"/proc/self/exe".as_ptr(), arguments.as_ptr()) };
 }
 
 impl Region {

@@ -27,7 +27,9 @@ mod slab_worker;
 
 use anyhow::Context as _;
 use clap::Parser;
-use ebpfmetrics::{CpuProbe, MemProbe, Probe as _, cpu::CpuAccounting};
+use ebpfmetrics::{
+    CpuProbe, MemProbe, Probe as _, ProcessId, cpu::CpuAccounting, mem::ProportionalMemory,
+};
 use ebpfmetrics_suite::{self as suite, process_cpu_ns};
 
 #[derive(Parser)]
@@ -87,6 +89,10 @@ enum Work {
     SwitchUser,
     /// Ends its first thread while another goes on to spin.
     LeaderExits,
+    /// Tells the proportional memory of a process as user 1000, or the kind of the error.
+    ProportionalAsUser { pid: u32, start_ns: u64 },
+    /// The same as root, in a time namespace that is ahead by so many seconds.
+    ProportionalAhead { pid: u32, start_ns: u64, ahead_s: u64 },
     /// Does with memory what it is told, line by line; see `memory_worker`.
     Memory,
     /// Has the kernel allocate as it is told, line by line; see `slab_worker`.
@@ -236,6 +242,15 @@ fn main() -> anyhow::Result<()> {
             });
             suite::exit_thread()
         }
+        Work::ProportionalAsUser { pid, start_ns } => {
+            suite::become_user(1000)?;
+            Ok(tell(&proportional(pid, start_ns))?)
+        }
+        Work::ProportionalAhead { pid, start_ns, ahead_s } => {
+            suite::enter_time_namespace(ahead_s)?;
+            let read = || tell(&proportional(pid, start_ns)).expect("the test reads");
+            Ok(suite::fork_and_wait(None, read).map(drop)?)
+        }
         Work::Memory => memory_worker::serve(),
         Work::Slab => slab_worker::serve(),
         Work::Send { count } => slab_worker::send(count),
@@ -330,6 +345,13 @@ fn load(place: Place) -> anyhow::Result<()> {
     }
     report(CpuProbe::builder().load());
     Ok(())
+}
+
+fn proportional(pid: u32, start_time_ns: u64) -> String {
+    match ProportionalMemory::of(ProcessId { pid, start_time_ns }) {
+        Ok(memory) => memory.resident_bytes.to_string(),
+        Err(error) => format!("{:?} {error}", error.kind()),
+    }
 }
 
 /// `RESIDENT SOURCE METRIC...` of another process by the memory probe.

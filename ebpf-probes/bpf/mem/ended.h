@@ -33,6 +33,9 @@ struct mem_tracked_record {
 	u64 space; /* the address space: exec takes a new one */
 	u64 earlier_pages; /* the highest resident set of the address spaces before it */
 	u64 virtual_pages; /* its size at the last event */
+	/* what it contributes to the sum of the filter: the number of the count in the upper
+	 * half, pages in the lower; by the lowest bit of the number */
+	u64 counted[2];
 	u64 allocations;
 	u64 allocated_pages;
 	u64 deallocations;

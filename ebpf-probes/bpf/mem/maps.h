@@ -5,6 +5,7 @@
 
 #include "compat_mm.h"
 #include "mem/ended.h"
+#include "mem/sum.h"
 #include "process/sections.h"
 
 /* Names and order become `MemLoss` in Rust. */
@@ -71,17 +72,6 @@ static __always_inline u64 mem_number(void *pointer)
 	return (u64)pointer;
 }
 
-static __always_inline void mem_raise(struct mem_peak_record *peak, u64 now, u64 pages)
-{
-	if (peak->epoch != now) {
-		peak->previous_pages = peak->epoch + 1 == now ? peak->pages : 0;
-		peak->pages = pages;
-		peak->epoch = now;
-	} else if (pages > peak->pages) {
-		peak->pages = pages;
-	}
-}
-
 /* The entry of a process, created if there is none, and anew if the pid was reused. */
 static __always_inline struct mem_tracked_record *
 mem_track(u32 tgid, u64 start_ns, struct mm_struct *mm, u64 virtual_pages, u64 earlier_pages)
@@ -98,6 +88,8 @@ mem_track(u32 tgid, u64 start_ns, struct mm_struct *mm, u64 virtual_pages, u64 e
 	if (t && t->process_start_ns == start_ns)
 		return t;
 	*(struct mm_struct **)&fresh.space = mm;
+	if (t)
+		mem_count(t, 0, false); /* its exit was not seen */
 	if (bpf_map_update_elem(&mem_tracked, &tgid, &fresh, t ? BPF_EXIST : BPF_NOEXIST) && t) {
 		count_mem_loss(MEM_LOSS_TRACK_TABLE_FULL);
 		return 0;
@@ -106,6 +98,38 @@ mem_track(u32 tgid, u64 start_ns, struct mm_struct *mm, u64 virtual_pages, u64 e
 	if (!t)
 		count_mem_loss(MEM_LOSS_TRACK_TABLE_FULL);
 	return t;
+}
+
+/* What a CPU has not added to a counter yet. */
+static __always_inline s64 mem_unfolded_on(struct percpu_counter *counter, u64 offset)
+{
+	u64 address = 0;
+	s32 pages = 0;
+
+	bpf_core_read(&address, sizeof(address), &counter->counters);
+	bpf_probe_read_kernel(&pages, sizeof(pages), (void *)(address + offset));
+	return pages;
+}
+
+/*
+ * What is resident, with what this CPU has not added to the common counts yet. What other CPUs
+ * have not added is missing.
+ */
+static __always_inline u64 mem_resident_here(struct mm_struct *mm)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	s64 pages = folded_resident_pages(mm);
+	u64 *offset;
+
+	if (has_plain_page_counts())
+		return pages;
+	offset = bpf_map_lookup_elem(&mem_cpu_offsets, &cpu);
+	if (!offset || !*offset)
+		return pages;
+	pages += mem_unfolded_on(&mm->rss_stat[MM_FILEPAGES], *offset);
+	pages += mem_unfolded_on(&mm->rss_stat[MM_ANONPAGES], *offset);
+	pages += mem_unfolded_on(&mm->rss_stat[MM_SHMEMPAGES], *offset);
+	return not_negative(pages);
 }
 
 /*

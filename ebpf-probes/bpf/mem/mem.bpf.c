@@ -19,7 +19,14 @@ struct mem_seen {
 	u64 execs;
 	u64 epoch;
 	u64 pages;
+	/* of the sum of the filter: */
+	u64 number; /* of the count */
+	u64 cgroups; /* which decide whether it is in the filter */
+	u64 counted; /* pages that it contributed when this CPU last looked */
 };
+
+/* The peak of a process outside the filter: out of reach. */
+#define OUTSIDE (~0ULL >> 1)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -67,45 +74,76 @@ static __always_inline void enter_space(struct mem_tracked_record *t, struct mm_
 	t->virtual_pages = pages;
 }
 
+static __always_inline u64 cgroups_of(struct task_struct *task)
+{
+	return filter_mode == FILTER_CGROUP ? (u64)task->cgroups : 0;
+}
+
 static __always_inline bool was_seen(struct mem_seen *last, struct task_struct *owner, u64 now)
 {
 	return last->owner_start_ns == owner->start_boottime && last->epoch == now &&
-	       last->execs == owner->self_exec_id;
+	       last->execs == owner->self_exec_id &&
+	       (!mem_sum_on ||
+		(last->number == mem_sum_number() && last->cgroups == cgroups_of(owner)));
 }
 
-static __always_inline void note_resident(struct mm_struct *mm, struct task_struct *owner,
-					  struct mem_seen *last, u64 now, u64 pages)
+/* Whether a resident set of so many pages changes neither a peak nor the sum of the filter. */
+static __always_inline bool is_known(struct mem_seen *last, struct task_struct *owner, u64 now,
+				     u64 pages)
 {
-	u64 start_ns = owner->group_leader->start_boottime;
-	struct mem_tracked_record *t;
+	return was_seen(last, owner, now) && pages <= last->pages &&
+	       (!mem_sum_on || pages == last->counted || last->pages == OUTSIDE);
+}
 
-	if (!passes_filter(owner)) {
-		/* as if the peak were out of reach: no more work for this process */
-		last->owner_start_ns = owner->start_boottime;
-		last->execs = owner->self_exec_id;
-		last->epoch = now;
-		last->pages = ~0ULL >> 1;
-		return;
-	}
-	t = mem_track(owner->tgid, start_ns, mm, mm->total_vm, owner->signal->maxrss);
-	if (!t)
-		return;
-	if (t->space != mem_number(mm))
-		enter_space(t, mm, mm->total_vm, owner->signal->maxrss);
-	mem_raise(&t->resident_set, now, pages);
+static __always_inline void remember(struct mem_seen *last, struct task_struct *owner, u64 now,
+				     u64 peak, u64 counted)
+{
 	last->owner_start_ns = owner->start_boottime;
 	last->execs = owner->self_exec_id;
 	last->epoch = now;
-	last->pages = t->resident_set.pages;
+	last->pages = peak;
+	if (mem_sum_on) {
+		last->number = mem_sum_number();
+		last->cgroups = cgroups_of(owner);
+		last->counted = counted;
+	}
+}
+
+static __always_inline int note_resident(struct mm_struct *mm, struct task_struct *owner,
+					 struct mem_seen *last, u64 now, u64 pages, bool atomic)
+{
+	u64 start_ns = owner->group_leader->start_boottime;
+	struct mem_tracked_record *t;
+	u32 tgid = owner->tgid;
+
+	if (!passes_filter(owner)) {
+		/* no more work for this process; it may have been in the filter before */
+		remember(last, owner, now, OUTSIDE, 0);
+		t = mem_sum_on ? bpf_map_lookup_elem(&mem_tracked, &tgid) : 0;
+		if (t && t->process_start_ns == start_ns)
+			mem_count(t, 0, atomic);
+		return 0;
+	}
+	t = mem_track(tgid, start_ns, mm, mm->total_vm, owner->signal->maxrss);
+	if (!t)
+		return 0;
+	if (t->space != mem_number(mm))
+		enter_space(t, mm, mm->total_vm, owner->signal->maxrss);
+	mem_raise(&t->resident_set, now, pages);
+	remember(last, owner, now, t->resident_set.pages, pages);
+	if (mem_sum_on) {
+		mem_count(t, mem_is_counted(owner) ? pages : 0, atomic);
+		mem_raise_sum(now);
+	}
+	return 0;
 }
 
 /*
  * The kernel has changed a page count. Most changes bring nothing new: the counts of CPUs
  * (before 6.2: of threads) are added to the common ones every 32 to 64 pages only, and a
- * count below the known peak does not matter.
+ * count below the known peak does not matter, except for the sum of the filter.
  */
-SEC("tp_btf/rss_stat")
-int BPF_PROG(mem_resident, struct mm_struct *mm, int member)
+static __always_inline int resident_changed(struct mm_struct *mm, int member, bool atomic)
 {
 	struct task_struct *owner = mm->owner;
 	struct mem_seen *last;
@@ -119,22 +157,22 @@ int BPF_PROG(mem_resident, struct mm_struct *mm, int member)
 		return 0;
 	pages = folded_resident_pages(mm);
 	now = mem_current_epoch();
-	if (was_seen(last, owner, now) && pages <= last->pages)
+	if (is_known(last, owner, now, pages) || owner->mm != mm)
 		return 0;
-	if (owner->mm != mm)
-		return 0;
-	note_resident(mm, owner, last, now, pages);
-	return 0;
+	return note_resident(mm, owner, last, now, pages, atomic);
 }
 
-static __always_inline s64 unfolded_on(struct percpu_counter *counter, u64 offset)
+SEC("tp_btf/rss_stat")
+int BPF_PROG(mem_resident, struct mm_struct *mm, int member)
 {
-	u64 address = 0;
-	s32 pages = 0;
+	return resident_changed(mm, member, true);
+}
 
-	bpf_core_read(&address, sizeof(address), &counter->counters);
-	bpf_probe_read_kernel(&pages, sizeof(pages), (void *)(address + offset));
-	return pages;
+/* Before 6.2. The kernel may have no atomic exchange. */
+SEC("tp_btf/rss_stat")
+int BPF_PROG(mem_resident_plain, struct mm_struct *mm, int member)
+{
+	return resident_changed(mm, member, false);
 }
 
 /*
@@ -144,29 +182,23 @@ static __always_inline s64 unfolded_on(struct percpu_counter *counter, u64 offse
 SEC("tp_btf/rss_stat")
 int BPF_PROG(mem_resident_exact, struct mm_struct *mm, int member)
 {
-	u32 zero = 0, cpu = bpf_get_smp_processor_id();
 	struct task_struct *owner = mm->owner;
 	struct mem_seen *last;
-	u64 *offset, now;
-	s64 pages;
+	u64 pages, now;
+	u32 zero = 0;
 
 	if (member == MM_SWAPENTS || !owner)
 		return 0;
 	last = bpf_map_lookup_elem(&mem_seen, &zero);
-	offset = bpf_map_lookup_elem(&mem_cpu_offsets, &cpu);
-	if (!last || !offset)
+	if (!last)
 		return 0;
-	pages = folded_resident_pages(mm);
-	pages += unfolded_on(&mm->rss_stat[MM_FILEPAGES], *offset);
-	pages += unfolded_on(&mm->rss_stat[MM_ANONPAGES], *offset);
-	pages += unfolded_on(&mm->rss_stat[MM_SHMEMPAGES], *offset);
 	now = mem_current_epoch();
-	if (was_seen(last, owner, now) && pages <= (s64)last->pages)
+	if (last->pages == OUTSIDE && was_seen(last, owner, now))
 		return 0;
-	if (owner->mm != mm)
+	pages = mem_resident_here(mm);
+	if (is_known(last, owner, now, pages) || owner->mm != mm)
 		return 0;
-	note_resident(mm, owner, last, now, not_negative(pages));
-	return 0;
+	return note_resident(mm, owner, last, now, pages, true);
 }
 
 /*

@@ -96,6 +96,21 @@ static __always_inline void mem_read_resident(struct mem_held_record *held, stru
 	__builtin_memcpy(held->resident_pages, all.pages, sizeof(held->resident_pages));
 }
 
+/* Counts a process that a walk meets, and its address space. */
+static __always_inline void mem_count_walked(struct task_struct *task, struct mm_struct *mm,
+					     u64 process_start_ns, s64 *resident, bool plain)
+{
+	struct mem_tracked_record *t;
+	u64 pages = not_negative(resident[MM_FILEPAGES]) + not_negative(resident[MM_ANONPAGES]) +
+		    not_negative(resident[MM_SHMEMPAGES]);
+
+	if (!mem_is_counted(task))
+		return;
+	t = mem_track(task->tgid, process_start_ns, mm, mm->total_vm, task->signal->maxrss);
+	if (t)
+		mem_count(t, pages, !plain);
+}
+
 /* Writes what the process of a task holds; nothing for a kernel thread or a zombie. */
 static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct task_struct *task,
 					   u64 process_start_ns, bool plain)
@@ -130,6 +145,8 @@ static __always_inline void mem_write_held(struct bpf_iter__task *ctx, struct ta
 	bpf_core_read(&still, sizeof(still), &task->mm);
 	if (mem_number(still) != mem_number(mm))
 		r.flags |= MEM_HELD_CHANGING;
+	else if (mem_sum_on && r.owner_tgid == (u32)task->tgid)
+		mem_count_walked(task, mm, process_start_ns, r.resident_pages, plain);
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 }
 
@@ -180,15 +197,29 @@ static __always_inline void mem_walk_task(struct bpf_iter__task *ctx, struct tas
 static __always_inline void mem_fork(struct task_struct *child)
 {
 	struct mm_struct *mm = child->mm;
+	struct mem_tracked_record *t;
+	struct task_struct *owner;
 
-	if (mem_track_address_space && mm && mem_owner_of(mm))
-		mem_track(child->tgid, child->start_boottime, mm, mm->total_vm, 0);
+	if (!mem_track_address_space && !mem_sum_on)
+		return;
+	owner = mm ? mem_owner_of(mm) : 0;
+	if (!owner)
+		return;
+	t = mem_track(child->tgid, child->start_boottime, mm, mm->total_vm, 0);
+	if (!mem_sum_on || !t || owner->tgid != child->tgid || !mem_is_counted(child))
+		return;
+	mem_count(t, mem_resident_here(mm), false); /* it does not run yet */
+	mem_raise_sum(mem_current_epoch());
 }
 
 static __always_inline void mem_forget(struct task_struct *task)
 {
+	struct mem_tracked_record *t;
 	u32 tgid = task->tgid;
 
+	t = mem_sum_on ? bpf_map_lookup_elem(&mem_tracked, &tgid) : 0;
+	if (t)
+		mem_count(t, 0, false);
 	bpf_map_delete_elem(&mem_tracked, &tgid);
 }
 
@@ -276,7 +307,7 @@ static __always_inline void mem_release(struct process_ended_record *ended,
 	/* its last steps after the exit may have been followed */
 	tracked = bpf_map_lookup_elem(&mem_tracked, &tgid);
 	if (tracked && tracked->process_start_ns == leader->start_boottime)
-		bpf_map_delete_elem(&mem_tracked, &tgid);
+		mem_forget(leader);
 	mem_read_faults(&faults, leader);
 	if (ended) {
 		/* the leader's own are among those of the dead by now */

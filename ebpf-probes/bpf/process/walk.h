@@ -102,8 +102,11 @@ static __always_inline int walk(struct bpf_iter__task *ctx, bool plain)
 	struct process_ended_record *dead;
 	struct process_key key;
 
-	if (!task)
+	if (!task) {
+		if (mem_on)
+			mem_end_sum();
 		return 0;
+	}
 	if (!ctx->meta->seq_num) {
 		struct process_walk_record r = {
 		    .head = RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_WALK, r),
@@ -112,6 +115,8 @@ static __always_inline int walk(struct bpf_iter__task *ctx, bool plain)
 		};
 
 		bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+		if (mem_on)
+			mem_begin_sum();
 	}
 	if (cpu_on)
 		cpu_walk_cpu(ctx, task);

@@ -4,7 +4,7 @@ use ebpfmetrics::Snapshot;
 use serde::Serialize as _;
 use serde_json::{Value, ser::Formatter};
 
-/// Prints `window`, `processes`, `cpus`, `devices` and `losses` on one line.
+/// Prints `window`, `processes`, `cpus`, `devices`, `memory` and `losses` on one line.
 pub(crate) fn print(snapshot: &Snapshot) -> anyhow::Result<()> {
     let mut json = serde_json::to_value(snapshot)?;
     let mut system = json["system"].take();
@@ -13,6 +13,7 @@ pub(crate) fn print(snapshot: &Snapshot) -> anyhow::Result<()> {
         let value = system.get_mut(probe).and_then(|probe| probe.get_mut(figures));
         json[figures] = value.map_or(Value::Array(Vec::new()), Value::take);
     }
+    json["memory"] = system.get_mut("mem").map_or(Value::Null, Value::take);
     let mut out = stdout().lock();
     json.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Ascii))?;
     Ok(writeln!(out)?)

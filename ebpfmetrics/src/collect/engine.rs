@@ -44,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) max_ended: u32,
     /// Fewer than usual, in tests.
     pub(crate) max_filtered: u32,
+    /// The process that starts what a job measures.
+    pub(crate) caller: Option<u32>,
 }
 
 impl Default for Options {
@@ -54,6 +56,7 @@ impl Default for Options {
             max_exited: 8192,
             max_ended: 32_768,
             max_filtered: super::filter::MAX_PROCESSES,
+            caller: None,
         }
     }
 }
@@ -130,6 +133,7 @@ impl Engine {
             filter: filter.clone(),
             cgroup_hierarchy: cgroup_number,
             maps: vec![base.map_handle("filtered")?, base.map_handle("known_cgroups")?],
+            caller: options.caller,
         };
         let sees_all = in_initial_pid_namespace();
         let table = ProcessTable::new(options.max_exited as usize, filter.admits_late(), sees_all);

@@ -57,12 +57,14 @@ pub(crate) struct SharedFilter {
     /// The kernel's number of the controller that cgroup ids belong to.
     pub(super) cgroup_hierarchy: i32,
     pub(super) maps: Vec<MapHandle>,
+    /// A process in the filter that is no part of what is measured: the caller of a job.
+    pub(super) caller: Option<u32>,
 }
 
 impl SharedFilter {
     /// Without a set: every process passes.
     pub(crate) fn all(cgroup_hierarchy: i32) -> Self {
-        Self { filter: Filter::All, cgroup_hierarchy, maps: Vec::new() }
+        Self { filter: Filter::All, cgroup_hierarchy, maps: Vec::new(), caller: None }
     }
 
     /// Sets the filter in an object that includes `filter.h`.

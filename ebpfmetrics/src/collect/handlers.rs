@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Maps of built-in probes: those of a set come from the probes.
-const PROBE_MAPS: [&str; 12] = [
+const PROBE_MAPS: [&str; 14] = [
     "cpu_current_tasks",
     "cpu_slots",
     "cpu_overflow",
@@ -20,6 +20,8 @@ const PROBE_MAPS: [&str; 12] = [
     "mem_tracked",
     "mem_cpu_offsets",
     "mem_losses",
+    "mem_sum",
+    "mem_sum_peak",
     "slab_slots",
     "slab_overflow",
     "slab_losses",

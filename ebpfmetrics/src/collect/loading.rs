@@ -2,7 +2,7 @@
 
 use bytemuck::NoUninit;
 
-use super::filter::SharedFilter;
+use super::filter::{Filter, SharedFilter};
 use crate::{
     kernel::Kernel,
     object::{MapHandle, ObjectLoader},
@@ -25,6 +25,16 @@ impl Loading<'_> {
         let loader =
             ObjectLoader::new(name, bytes).override_global_if_present("own_section", self.section);
         self.filter.configure(loader)
+    }
+
+    /// Whether the set measures some processes only.
+    pub(crate) fn has_filter(&self) -> bool {
+        self.filter.filter != Filter::All
+    }
+
+    /// A process in the filter that does not count, see [`SharedFilter`].
+    pub(crate) fn caller(&self) -> Option<u32> {
+        self.filter.caller
     }
 }
 

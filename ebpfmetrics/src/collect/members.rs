@@ -30,6 +30,12 @@ impl Engine {
         Ok(start.map(|start_time_ns| ProcessId { pid, start_time_ns }))
     }
 
+    /// Processes that were started in the filter since the last read, each with its creator.
+    pub(crate) fn creators(&self) -> Result<Vec<(ProcessId, ProcessId)>> {
+        let creators: Vec<(ProcessKey, ProcessKey)> = self.base.lookup_batch("creators")?;
+        Ok(creators.into_iter().map(|(process, creator)| (process.id(), creator.id())).collect())
+    }
+
     /// Start of the last walk, `CLOCK_BOOTTIME`.
     pub(crate) fn walked_ns(&self) -> u64 {
         self.walk.boottime_ns

@@ -2,7 +2,6 @@ use std::{collections::HashSet, process::Command, time::Instant};
 
 use super::{Job, JobReport, caller, child::JobChild};
 use crate::{
-    collect::Filter,
     error::{Error, ErrorKind, Result},
     kernel::Kernel,
     probe::{Degraded, Probe as _},
@@ -73,7 +72,7 @@ impl JobBuilder {
     pub fn spawn(self, command: &mut Command) -> Result<Job> {
         let kernel = read_kernel()?;
         let caller = caller::pid(&kernel)?;
-        let mut set = self.set.filter(Filter::tree(caller)).build_on(&kernel)?;
+        let mut set = self.set.filter_by_caller(caller).build_on(&kernel)?;
         let mut missing = Vec::new();
         let cpu = add(&mut set, CpuProbe::builder(), self.cpu, "cpu", &kernel, &mut missing)?;
         let mem = add(&mut set, MemProbe::builder(), self.mem, "mem", &kernel, &mut missing)?;
@@ -102,9 +101,11 @@ impl JobBuilder {
             started,
             began_ns,
             not_counted,
+            had_strays: false,
             wall_time: None,
             totals: JobReport::default(),
         };
+        job.exclude_strays()?;
         job.begin();
         Ok(job)
     }

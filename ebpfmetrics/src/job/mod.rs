@@ -17,8 +17,8 @@
 //!     println!("{:?} user, {:?} system", cpu.user, cpu.system);
 //!     println!("{} bytes read, {} written", disk.total.read_bytes, disk.total.written_bytes);
 //! }
-//! if let Some(largest) = report.memory.and_then(|memory| memory.largest_process) {
-//!     println!("{} had {} bytes", largest.comm, largest.resident_peak_bytes);
+//! if let Some(peak) = report.memory.and_then(|memory| memory.resident_sum_peak_bytes) {
+//!     println!("{peak} bytes at most, all processes together");
 //! }
 //! println!("{:?}, complete: {}", report.exit_status, report.is_complete);
 //! # Ok::<(), ebpfmetrics::Error>(())
@@ -86,6 +86,9 @@ pub struct Job {
     began_ns: u64,
     /// Processes in the filter that began before the job, and those that are not part of it.
     not_counted: u64,
+    /// Some of the latter were in the filter while a read went on: what the processes in the
+    /// filter held together is not what the job held.
+    had_strays: bool,
     /// From the start to the end of the command.
     wall_time: Option<Duration>,
     totals: JobReport,
@@ -263,6 +266,7 @@ impl Job {
                 let creator = row.info.creator;
                 let is_stray = creator.is_some_and(|creator| self.excluded.contains(&creator));
                 if is_stray && !self.is_root(&row) && self.excluded.insert(row.id) {
+                    self.had_strays = true;
                     self.not_counted += u64::from(row.id.start_time_ns > self.began_ns);
                 }
             }
@@ -272,6 +276,28 @@ impl Job {
             }
         }
         snapshot.processes().filter(|row| self.excluded.contains(&row.id)).collect()
+    }
+
+    /// Takes processes that other threads of the caller started meanwhile out of the filter.
+    /// Most have not reached their exec and do not count yet.
+    fn exclude_strays(&mut self) -> Result<()> {
+        let Some(root) = self.root else { return Ok(()) };
+        let started = self.set.engine_mut().creators()?;
+        let mut strays = Vec::new();
+        loop {
+            let known = strays.len();
+            for &(process, creator) in &started {
+                let is_stray = self.excluded.contains(&creator) && process != root;
+                if is_stray && self.excluded.insert(process) {
+                    strays.push(process);
+                }
+            }
+            if strays.len() == known {
+                break;
+            }
+        }
+        self.not_counted += strays.len() as u64;
+        self.set.engine_mut().exclude(&strays)
     }
 
     fn add(&mut self, snapshot: &Snapshot) {
@@ -292,6 +318,12 @@ impl Job {
         if let (Some(mem), Some(sum)) = (self.mem, &mut totals.memory) {
             let view = snapshot.of(mem);
             sum.add(&view.rows().collect::<Vec<_>>(), &view.overflow().usage);
+            let filtered = view.system().filtered.filter(|_| !self.had_strays);
+            let peak = filtered.map(|filtered| filtered.resident_sum_peak_bytes);
+            sum.resident_sum_peak_bytes = peak.max(sum.resident_sum_peak_bytes);
+            if self.had_strays {
+                sum.resident_sum_peak_bytes = None;
+            }
         }
     }
 

@@ -47,18 +47,19 @@ pub struct JobReport {
 }
 
 /// Memory of a job.
-///
-/// The exact peak of the whole job is not known, because its processes reach their peaks at
-/// different times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct JobMemory {
-    /// The highest sum of the resident sets of all processes at one instant, out of the
-    /// instants at which the job was read. The more often it is read, the closer this is to
-    /// the real peak. Pages that several processes map count for each of them. `None` if no
-    /// process was alive at any read.
-    pub sampled_resident_peak_bytes: Option<u64>,
+    /// Peak memory of the whole job: the highest sum of the resident sets of all its processes at
+    /// one instant, tracked in the kernel. It needs no reads in between. See
+    /// [`FilteredMemory`](crate::mem::FilteredMemory) for how it is measured. It is a sum of
+    /// resident sets: pages that several processes map count for each of them. The memory of the
+    /// caller does not count, and neither does its copy in the command before the command's exec.
+    ///
+    /// `None` if other threads of the caller started processes at the same moment, and these
+    /// could not be told apart in time.
+    pub resident_sum_peak_bytes: Option<u64>,
     /// The process with the highest resident set, which is followed between two reads too.
     /// Processes without a row (the [overflow](crate::snapshot::Overflow)) are not considered.
     pub largest_process: Option<LargestProcess>,
@@ -73,13 +74,7 @@ pub struct JobMemory {
 impl JobMemory {
     /// Adds a window: the processes with a row, and the others together.
     pub(super) fn add(&mut self, rows: &[Row<'_, MemUsage>], overflow: &MemUsage) {
-        // memory that several processes share is counted once
-        let held = MemUsage::total_of(rows.iter().map(|row| row.usage));
-        if rows.iter().any(|row| !row.info.exited) {
-            let peak = &mut self.sampled_resident_peak_bytes;
-            *peak = (*peak).max(held.resident_bytes);
-        }
-        for usage in [&held, overflow] {
+        for usage in rows.iter().map(|row| row.usage).chain([overflow]) {
             self.minor_faults += usage.minor_faults;
             self.major_faults += usage.major_faults;
             self.oom_kills += usage.oom_kills;

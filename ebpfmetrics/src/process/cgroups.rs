@@ -53,6 +53,14 @@ impl CgroupHierarchy {
         all.find(|this| mounts.iter().any(|mount| mount.is_of(this))).unwrap_or_default()
     }
 
+    /// Directory of a cgroup in the file system, by its path as in `/proc/PID/cgroup` and
+    /// [`Cgroups::path`]. `None` if the hierarchy is not mounted, or only another part of it.
+    pub fn directory(&self, cgroup: &Path) -> Option<PathBuf> {
+        let mounts = Mount::read().into_iter().filter(|mount| mount.is_of(self));
+        let mount = mounts.min_by_key(|mount| mount.root.as_os_str().len())?;
+        Some(mount.directory.join(cgroup.strip_prefix(&mount.root).ok()?))
+    }
+
     /// Enumerator of the controller in the kernel's `enum cgroup_subsys_id`.
     pub(crate) fn enumerator(&self) -> Option<String> {
         match self {

@@ -17,6 +17,9 @@ pub struct ProcessId {
     pub start_time_ns: u64,
 }
 
+/// Unit of start times in `/proc`: `USER_HZ`, which is 100 on x86-64 and arm64.
+pub(crate) const TICK_NS: u64 = 10_000_000;
+
 impl ProcessId {
     /// Start time since boot, including suspend.
     pub fn start_time(&self) -> Duration {
@@ -25,7 +28,6 @@ impl ProcessId {
 
     /// The process by its start time as `/proc` has it, in units of 10 ms.
     pub(crate) fn rounded_to_ticks(self) -> Self {
-        const TICK_NS: u64 = 10_000_000;
         Self { start_time_ns: self.start_time_ns / TICK_NS * TICK_NS, ..self }
     }
 }

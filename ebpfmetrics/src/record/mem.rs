@@ -52,6 +52,9 @@ pub struct MemTrackedRecord {
     pub earlier_pages: u64,
     /// Its size at the last event.
     pub virtual_pages: u64,
+    /// What it contributes to the sum of the filter: the number of the count in the upper
+    /// half, pages in the lower; by the lowest bit of the number.
+    pub counted: [u64; 2],
     pub allocations: u64,
     pub allocated_pages: u64,
     pub deallocations: u64,
@@ -169,4 +172,16 @@ pub struct MemHeldRecord {
     pub owner_start_ns: u64,
     pub owner_tgid: u32,
     pub flags: u32,
+}
+
+/// `struct mem_sum_record`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct MemSumRecord {
+    /// Number of the count that is complete.
+    pub live: u64,
+    /// Number of the count that a walk adds to; `live` if there is none.
+    pub filling: u64,
+    /// Of both, by the lowest bit of the number.
+    pub pages: [u64; 2],
 }

@@ -24,6 +24,13 @@ impl ProbeSetBuilder {
         self
     }
 
+    /// Measures what a process starts from then on. The process itself is in the filter, but does
+    /// not count.
+    pub(crate) fn filter_by_caller(mut self, caller: u32) -> Self {
+        self.options.0.caller = Some(caller);
+        self.filter(Filter::tree(caller))
+    }
+
     /// The hierarchy that cgroup ids belong to; [`CgroupHierarchy::mounted`] by default.
     pub fn cgroup_hierarchy(mut self, hierarchy: CgroupHierarchy) -> Self {
         self.options.0.cgroup_hierarchy = Some(hierarchy);

@@ -1,10 +1,12 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    MemPeaks, MemProbeBuilder, MemUsage,
+    MemPeaks, MemProbeBuilder, MemSystem, MemUsage,
     decode::{Context, Parts, faults, guests, share_unfolded},
     fallback::from_procfs,
     gauges::MemGauges,
+    sum::FilterSum,
+    system::MachineMemory,
 };
 use crate::{
     collect::{
@@ -18,7 +20,7 @@ use crate::{
     probe::Degraded,
     process::ProcessId,
     record::{MemLoss, ProcessOverflowRecord, section_number},
-    snapshot::{LossCause, LossScope, Source},
+    snapshot::{LossCause, LossScope, Source, Window},
 };
 
 /// The memory probe: what [`MemProbe`](super::MemProbe) measures, alone or in a set.
@@ -39,6 +41,11 @@ pub struct Mem {
     /// Records of the walk that is under way, by the place of the process.
     parts: Vec<Parts>,
     reads_procfs: bool,
+    /// Of the processes in the filter, if there is one.
+    sum: Option<FilterSum>,
+    has_filter: bool,
+    caller: Option<u32>,
+    machine: Option<MachineMemory>,
 }
 
 /// Counters of a process since its start.
@@ -115,7 +122,7 @@ impl Collector for Mem {
     type Counters = MemCounters;
     type Gauges = MemGauges;
     type Usage = MemUsage;
-    type System = ();
+    type System = MemSystem;
     type Loss = MemLoss;
 
     fn requirements() -> Requirements {
@@ -134,10 +141,13 @@ impl Collector for Mem {
             peaks => peaks,
         };
         let possible_cpus = possible_cpus()?;
+        let sums = loading.has_filter() && peaks != MemPeaks::Off;
         let mut object = loading
             .object(Self::NAME, ebpf_probes::MEM)
             .override_global("mem_track_address_space", u8::from(tracks_space))
             .override_global("mem_possible_cpus", possible_cpus)
+            .override_global("mem_sum_on", u8::from(sums))
+            .override_global("mem_not_counted", loading.caller().unwrap_or_default())
             .map_max_entries("mem_cpu_offsets", possible_cpus)
             .map_max_entries("mem_tracked", options.max_tracked)
             .load(kernel)?;
@@ -164,13 +174,20 @@ impl Collector for Mem {
             window_start_ns: 0,
             parts: Vec::new(),
             reads_procfs: false,
+            sum: sums.then(FilterSum::default),
+            has_filter: loading.has_filter(),
+            caller: loading.caller(),
+            machine: None,
         })
     }
 
     fn attach(&mut self, kernel: &Kernel) -> Result<()> {
         match self.peaks {
             MemPeaks::Off => {}
-            MemPeaks::Folded => self.object.attach("mem_resident", "rss_stat", kernel)?,
+            MemPeaks::Folded => {
+                let program = if self.plain_counts { "mem_resident_plain" } else { "mem_resident" };
+                self.object.attach(program, "rss_stat", kernel)?;
+            }
             MemPeaks::PageExact => self.object.attach("mem_resident_exact", "rss_stat", kernel)?,
         }
         match self.context.tracks_space {
@@ -191,6 +208,8 @@ impl Collector for Mem {
         Ok(WalkPart::built_in("mem_on")
             .with("mem_track_address_space", u8::from(self.context.tracks_space))
             .with("mem_possible_cpus", self.possible_cpus)
+            .with("mem_sum_on", u8::from(self.sum.is_some()))
+            .with("mem_not_counted", self.caller.unwrap_or_default())
             .sharing(self.object.map_handles()))
     }
 
@@ -252,6 +271,10 @@ impl Collector for Mem {
                 self.reads_procfs = true;
             }
         }
+        if let Some(sum) = &mut self.sum {
+            sum.read(&self.object, &self.context)?;
+        }
+        self.machine = MachineMemory::read();
         Ok(())
     }
 
@@ -310,12 +333,19 @@ impl Collector for Mem {
         usage
     }
 
+    fn system(&self, _: Window) -> MemSystem {
+        MemSystem { machine: self.machine, filtered: self.sum.as_ref().map(FilterSum::figures) }
+    }
+
     fn end_window(&mut self) {
+        if let Some(sum) = &mut self.sum {
+            sum.end_window();
+        }
         (self.context.first_epoch, self.context.last_epoch) = (self.epoch, self.epoch);
     }
 
     #[cfg(feature = "serde")]
-    fn json() -> Option<crate::snapshot::Json<MemUsage, ()>> {
+    fn json() -> Option<crate::snapshot::Json<MemUsage, MemSystem>> {
         Some(crate::snapshot::Json::new())
     }
 
@@ -356,7 +386,15 @@ impl Collector for Mem {
             when(tracks_space, "deallocated_bytes", space),
             Source::new("oom_kills", "iter/task: signal->oom_mm"),
             Source::new("exited", "tp_btf/sched_process_free: task->signal"),
+            Source::new("memory of the machine", "/proc/meminfo"),
         ];
+        if self.has_filter {
+            sources.push(when(
+                self.sum.is_some(),
+                "peak of the filter",
+                "tp_btf/rss_stat, iter/task: mm->rss_stat, summed in the kernel",
+            ));
+        }
         match (self.reads_procfs, in_initial_pid_namespace()) {
             (false, _) => {}
             (true, true) => sources

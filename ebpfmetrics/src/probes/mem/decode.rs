@@ -93,7 +93,7 @@ pub(super) fn share_unfolded(guests: &[(usize, usize)], parts: &mut [Parts]) {
 
 impl Context {
     /// The highest in the window that events have shown.
-    fn peak(&self, peak: &MemPeakRecord) -> u64 {
+    pub(super) fn peak(&self, peak: &MemPeakRecord) -> u64 {
         let of_window = |epoch, pages| match epoch {
             Some(epoch) if (self.first_epoch..=self.last_epoch).contains(&epoch) => pages,
             _ => 0,

@@ -1,15 +1,22 @@
 //! Memory that processes hold, their peaks, page faults, and changes of the address space.
 
+mod cgroup;
 mod collector;
 mod decode;
 mod fallback;
 mod gauges;
 mod options;
+mod proportional;
+mod sum;
+mod system;
 mod usage;
 
+pub use cgroup::CgroupMemory;
 pub use collector::{Mem, MemCounters};
 pub use gauges::MemGauges;
 pub use options::{MemPeaks, MemProbeBuilder};
+pub use proportional::ProportionalMemory;
+pub use system::{FilteredMemory, MachineMemory, MemSystem};
 pub use usage::{MemSource, MemUsage};
 
 pub use crate::record::MemLoss;
@@ -54,16 +61,13 @@ use crate::{
 pub type MemProbe = Single<Mem>;
 
 /// What every process holds at the end of a window, and what it did in the window.
-pub type MemSnapshot = ProbeSnapshot<MemUsage, ()>;
+pub type MemSnapshot = ProbeSnapshot<MemUsage, MemSystem>;
 
 impl MemSnapshot {
-    /// The sum over all processes, including those that have exited. Address spaces that
-    /// several processes share are counted once, see [`MemUsage::total_of`].
+    /// The sum over all processes, including those that have exited: [`sum`](Self::sum). Address
+    /// spaces that several processes share count once, see [`MemUsage`].
     pub fn total(&self) -> MemUsage {
-        let usages = self.processes.iter().map(|process| &process.usage);
-        MemUsage::total_of(
-            usages.chain((self.overflow.processes > 0).then_some(&self.overflow.usage)),
-        )
+        self.sum()
     }
 
     /// Processes that the kernel killed in the window because memory ran out.

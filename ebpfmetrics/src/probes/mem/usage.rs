@@ -37,11 +37,20 @@ pub enum MemSource {
 /// Peaks and high-water marks belong to an address space: exec starts new ones. Processes
 /// that share an address space have the same.
 ///
+/// # Sums
+/// In a sum over a group, a tree or the machine, `resident_bytes` is a sum of resident sets: a
+/// page that several processes map counts for each of them. For other figures see
+/// [`ProportionalMemory`](super::ProportionalMemory) and [`CgroupMemory`](super::CgroupMemory).
+///
+/// An address space that several processes share counts once, with the process that owns it. A
+/// process that only runs in the address space of another
+/// ([`shares_memory_with`](Self::shares_memory_with)) adds its counters to a sum and no memory,
+/// even if the owner is not in the sum: the kernel charges the owner too.
+///
 /// Processes reach their peaks at different moments, so peaks have no sum. If two usages that
 /// have peaks or high-water marks are added, the four fields are `None` in the sum, and stay
-/// `None` whatever is added later. A sum of one process keeps its values. Memory of
-/// different address spaces is added, although processes may map the same pages;
-/// [`total_of`](Self::total_of) counts shared address spaces once.
+/// `None` whatever is added later. A sum of one process keeps its values.
+/// [`FilteredMemory`](super::FilteredMemory) has the peak of several processes.
 ///
 /// ```
 /// use ebpfmetrics::MemUsage;
@@ -176,32 +185,28 @@ impl MemUsage {
         self.shares_memory_with = held.owner.filter(|owner| *owner != process);
     }
 
-    /// Adds the usages of all processes of a machine. The memory of an address space that
-    /// several of them share is counted once: with its owner. Peaks and high-water marks are
-    /// `None`.
-    pub fn total_of<'a>(usages: impl IntoIterator<Item = &'a Self>) -> Self {
-        let usages = usages.into_iter().map(|usage| match usage.shares_memory_with {
-            Some(_) => usage.without_memory(),
-            None => *usage,
-        });
-        let mut total: Self = usages.sum();
-        total.forget_peaks();
-        total.shares_memory_with = None;
-        total
-    }
-
-    /// The counters alone.
-    fn without_memory(&self) -> Self {
+    /// What a process adds to a sum. Memory that belongs to another process is left out.
+    fn share(&self) -> Self {
+        if self.shares_memory_with.is_none() {
+            return *self;
+        }
+        let nothing = |bytes: Option<u64>| bytes.map(|_| 0);
         Self {
-            minor_faults: self.minor_faults,
-            major_faults: self.major_faults,
-            allocations: self.allocations,
-            allocated_bytes: self.allocated_bytes,
-            deallocations: self.deallocations,
-            deallocated_bytes: self.deallocated_bytes,
-            oom_kills: self.oom_kills,
-            source: self.source,
-            ..Self::default()
+            virtual_bytes: nothing(self.virtual_bytes),
+            virtual_peak_bytes: None,
+            virtual_high_water_bytes: None,
+            resident_bytes: nothing(self.resident_bytes),
+            resident_anon_bytes: nothing(self.resident_anon_bytes),
+            resident_file_bytes: nothing(self.resident_file_bytes),
+            resident_shmem_bytes: nothing(self.resident_shmem_bytes),
+            resident_peak_bytes: None,
+            resident_high_water_bytes: None,
+            swap_bytes: nothing(self.swap_bytes),
+            page_table_bytes: nothing(self.page_table_bytes),
+            locked_bytes: nothing(self.locked_bytes),
+            hugetlb_bytes: nothing(self.hugetlb_bytes),
+            shares_memory_with: None,
+            ..*self
         }
     }
 
@@ -243,7 +248,9 @@ impl MemUsage {
 
 impl AddAssign<&Self> for MemUsage {
     fn add_assign(&mut self, more: &Self) {
-        self.add_peaks(more);
+        *self = self.share();
+        let more = more.share();
+        self.add_peaks(&more);
         add_known(&mut self.virtual_bytes, more.virtual_bytes);
         add_known(&mut self.resident_bytes, more.resident_bytes);
         add_known(&mut self.resident_anon_bytes, more.resident_anon_bytes);
@@ -260,7 +267,6 @@ impl AddAssign<&Self> for MemUsage {
         add_known(&mut self.deallocations, more.deallocations);
         add_known(&mut self.deallocated_bytes, more.deallocated_bytes);
         self.oom_kills += more.oom_kills;
-        self.shares_memory_with = None;
         if more.source == MemSource::Kernel {
             self.source = MemSource::Kernel;
         }
@@ -338,17 +344,32 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_address_space_is_in_the_total_once() {
+    fn a_shared_address_space_is_in_a_sum_once() {
         let owner = ProcessId { pid: 5, start_time_ns: 1 };
-        let guest =
-            MemUsage { shares_memory_with: Some(owner), minor_faults: 3, ..usage(10, Some(10)) };
+        let guest = |faults| MemUsage {
+            shares_memory_with: Some(owner),
+            minor_faults: faults,
+            ..usage(10, Some(10))
+        };
         let mut own = usage(10, Some(10));
         own.minor_faults = 4;
-        let total = MemUsage::total_of([&guest, &own]);
-        assert_eq!((total.resident_bytes, total.minor_faults), (Some(10), 7));
-        assert_eq!((total.resident_peak_bytes, total.shares_memory_with), (None, None));
-        assert_eq!(MemUsage::total_of([&own]).resident_peak_bytes, None);
-        assert_eq!((own + guest).shares_memory_with, None);
+        // in every order, and grouped in every way
+        for all in [[guest(1), guest(2), own], [guest(1), own, guest(2)], [own, guest(1), guest(2)]]
+        {
+            let [a, b, c] = all;
+            for sum in [all.iter().sum(), (a + b) + c, a + (b + c)] {
+                assert_eq!((sum.resident_bytes, sum.minor_faults), (Some(10), 7));
+                // no other address space is in it
+                assert_eq!(sum.resident_peak_bytes, Some(10));
+                assert_eq!(sum.shares_memory_with, None);
+            }
+        }
+        let other = usage(3, Some(4));
+        assert_eq!((own + guest(1) + other).resident_bytes, Some(13));
+        assert_eq!((own + guest(1) + other).resident_peak_bytes, None);
+        // its owner has it, in another sum
+        assert_eq!((guest(1) + other).resident_bytes, Some(3));
+        assert_eq!([guest(1)].iter().sum::<MemUsage>(), guest(1), "a single one keeps its value");
     }
 
     #[test]
