@@ -121,17 +121,27 @@ static __always_inline u64 page_flags(u64 page)
 	return flags;
 }
 
+/* The same, for trusted pointers. */
+static __always_inline u64 folio_flags(struct folio *folio)
+{
+	struct folio___memdesc_flags *now = (void *)folio;
+
+	if (bpf_core_field_exists(now->flags.f))
+		return now->flags.f;
+	return ((struct folio___flags *)folio)->flags;
+}
+
 /*
- * The number of pages of a folio. The field got its present name in 6.14 and the previous
+ * The number of pages of a folio with these flags. The field got its present name in 6.14 and the previous
  * one in 5.18. It is set only in folios of more than one page.
  */
-static __always_inline u32 folio_pages(struct folio *folio)
+static __always_inline u32 folio_pages(void *folio, u64 flags)
 {
-	struct folio___pages *now = (void *)folio;
-	struct folio___folio_pages *before = (void *)folio;
+	struct folio___pages *now = folio;
+	struct folio___folio_pages *before = folio;
 	u32 pages = 0;
 
-	if (!PAGE_FLAG(page_flags((u64)folio), PG_head))
+	if (!PAGE_FLAG(flags, PG_head))
 		return 1;
 	if (bpf_core_field_exists(now->_nr_pages))
 		bpf_core_read(&pages, sizeof(pages), &now->_nr_pages);
@@ -157,6 +167,18 @@ static __always_inline u64 head_of_page(u64 page)
 		return page;
 	/* no page lies in the topmost 4 GiB of addresses, so such a value is a mask */
 	return ~head >> 32 ? head - 1 : page & head;
+}
+
+/* The place in its file of a page that is the first of its folio, by its address. */
+static __always_inline u64 index_of_head(u64 head)
+{
+	unsigned long index = 0;
+
+	if (bpf_core_field_exists(((struct folio *)0)->index))
+		bpf_core_read(&index, sizeof(index), &((struct folio *)head)->index);
+	else
+		bpf_core_read(&index, sizeof(index), &((struct page *)head)->index);
+	return index;
 }
 
 #endif

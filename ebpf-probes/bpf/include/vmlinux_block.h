@@ -51,7 +51,10 @@ struct address_space {
 	struct inode *host;
 };
 
-struct folio; /* since 5.16: one or more pages that belong together */
+/* since 5.16: one or more pages that belong together */
+struct folio {
+	unsigned long index;
+};
 
 /* The number of its pages, by name: 7b230db3b8d3 "mm: folio_nr_pages", 6.14. */
 struct folio___pages {
@@ -64,6 +67,7 @@ struct folio___folio_pages {
 
 struct page {
 	struct address_space *mapping;
+	unsigned long index;
 };
 
 struct page___flags {
@@ -79,6 +83,14 @@ struct page___memdesc_flags {
 	memdesc_flags_t flags;
 };
 
+struct folio___flags {
+	unsigned long flags;
+};
+
+struct folio___memdesc_flags {
+	memdesc_flags_t flags;
+};
+
 struct page___head {
 	unsigned long compound_head;
 };
@@ -90,11 +102,14 @@ struct page___info {
 
 struct bio_vec {
 	struct page *bv_page;
+	unsigned int bv_len;
+	unsigned int bv_offset;
 };
 
 struct bvec_iter {
 	unsigned int bi_size;
 	unsigned int bi_idx;
+	unsigned int bi_bvec_done;
 };
 
 struct block_device_operations {
