@@ -42,6 +42,10 @@ pub(crate) enum DiskWork {
     },
     /// Writes every `of`th piece of 4 MiB of a file that is there.
     WriteShare { file: PathBuf, bytes: u64, first: u64, of: u64 },
+    /// Writes every `of`th block of a file, so many of them from the block `first`.
+    WriteBlocks { file: PathBuf, block: usize, first: u64, of: u64, count: u64 },
+    /// Dirties so many bytes of a file and throws them away; then writes the first page.
+    Truncate { file: PathBuf, bytes: usize },
     /// Writes a file through a mapping.
     MmapWrite { file: PathBuf, bytes: u64 },
     /// Writes so many files of so many bytes.
@@ -104,6 +108,21 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
             for piece in (first..bytes / SHARE as u64).step_by(of as usize) {
                 file.write_all_at(&share, piece * SHARE as u64)?;
             }
+        }
+        DiskWork::WriteBlocks { file, block, first, of, count } => {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(file)?;
+            let data = vec![7; block];
+            for number in 0..count {
+                file.write_all_at(&data, (first + number * of) * block as u64)?;
+            }
+        }
+        DiskWork::Truncate { file, bytes } => {
+            let file = File::create(file)?;
+            file.write_all_at(&vec![7; bytes], 0)?;
+            file.set_len(0)?;
+            crate::tell("done")?;
+            io::stdin().read_line(&mut String::new())?;
+            file.write_all_at(&[7; 4096], 0)?;
         }
         DiskWork::MmapWrite { file, bytes } => mmap_write(&file, bytes as usize)?,
         DiskWork::SmallFiles { directory, count, bytes } => {

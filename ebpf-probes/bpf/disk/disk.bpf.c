@@ -250,8 +250,8 @@ static __always_inline void charge_request(struct disk_in_flight *io, struct req
 	}
 	part = *io;
 	place = (u64)bio->bi_iter.bi_idx << 32 | bio->bi_iter.bi_bvec_done;
-	charge(&part, bytes,
-	       charge_pages(&part, (u64)bio, bio->bi_iter.bi_size, place, bytes), failed, done);
+	charge(&part, bytes, charge_pages(&part, (u64)bio, bio->bi_iter.bi_size, place, bytes),
+	       failed, done);
 }
 
 SEC("tp_btf/block_rq_complete")
@@ -360,9 +360,8 @@ static __always_inline void mark_dirty(struct address_space *mapping, u64 index,
 		return;
 	*(volatile u64 *)address = (u64)mapping;
 	read_submitter(&current);
-	dirty(&current,
-	      file_key(*(volatile u64 *)address, inode->i_ino, inode->i_generation), index, pages,
-	      PAGE_FLAG(flags, PG_writeback));
+	dirty(&current, file_key(*(volatile u64 *)address, inode->i_ino, inode->i_generation),
+	      index, pages, PAGE_FLAG(flags, PG_writeback));
 }
 
 SEC("tp_btf/writeback_dirty_folio")

@@ -42,22 +42,19 @@ struct {
 	__type(value, struct disk_range_set);
 } disk_ranges SEC(".maps");
 
-/*
- * Pages of ranges with several owners, in the same way. 32,768 sets of 64 bytes (2 MiB), twice
- * the number of sets of ranges.
- */
+/* Pages of ranges with several owners, in the same way: as many sets, of 64 bytes (1 MiB). */
 struct disk_page_set {
 	u64 entries[PLACES + 1];
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 32768);
+	__uint(max_entries, 16384);
 	__type(key, u32);
 	__type(value, struct disk_page_set);
 } disk_pages SEC(".maps");
 
-/* log2 of the number of sets of ranges. Set before loading. */
+/* log2 of the number of sets. Set before loading. */
 const volatile u32 range_bits = 14;
 
 /* An owner as it is in ranges: a hash of its process_key. */
@@ -138,19 +135,15 @@ static __always_inline struct disk_range_set *range_set_of(u64 range)
 
 static __always_inline struct disk_page_set *page_set_of(u64 page)
 {
-	u32 index = page & ((2U << range_bits) - 1);
+	u32 index = page & ((1U << range_bits) - 1);
 
 	return bpf_map_lookup_elem(&disk_pages, &index);
 }
 
-static __always_inline u32 range_tag(u64 range)
+/* Of a range or a page: with the number of its set, 32 bits and more of its key. */
+static __always_inline u32 tag_of(u64 key)
 {
-	return (u32)(range >> range_bits) ?: 1;
-}
-
-static __always_inline u32 page_tag(u64 page)
-{
-	return (u32)(page >> (range_bits + 1)) ?: 1;
+	return (u32)(key >> range_bits) ?: 1;
 }
 
 /* Of a place, what the verifier has to know: that it is less than 8. */
@@ -201,7 +194,7 @@ static __always_inline u32 owner_in_pages(u64 page)
 
 	if (!set)
 		return OWNER_NONE;
-	place = place_of(set->entries, page_tag(page));
+	place = place_of(set->entries, tag_of(page));
 	return place < PLACES ? (u32)set->entries[place] : OWNER_NONE;
 }
 
@@ -209,7 +202,7 @@ static __always_inline u32 owner_in_pages(u64 page)
 __noinline int disk_set_page(u64 page, u32 owner)
 {
 	struct disk_page_set *set = page_set_of(page);
-	u32 tag = page_tag(page), place;
+	u32 tag = tag_of(page), place;
 
 	if (!set)
 		return 0;
@@ -241,7 +234,7 @@ __noinline int disk_mark(u64 range, u32 first, u32 count, u32 owner, u32 flags)
 {
 	struct disk_range_set *set = range_set_of(range);
 	u64 bits = bits_of_pages(first, count), known, first_page;
-	u32 tag = range_tag(range), place, before;
+	u32 tag = tag_of(range), place, before;
 
 	if (!set)
 		return 0;

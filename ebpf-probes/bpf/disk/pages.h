@@ -15,8 +15,12 @@
 /* log2 of the size of a page. Set before loading. */
 const volatile u32 page_bits = 12;
 
-/* Pieces of a request: 4 MiB in pages of 4 KiB. What lies behind is of an unknown owner. */
-#define MAX_PIECES 1024
+/*
+ * The pieces of a request are charged in rounds, which the verifier checks once: 4,096 pieces,
+ * 16 MiB in folios of 4 KiB. What lies behind them is of an unknown owner.
+ */
+#define ROUNDS 64
+#define PIECES_PER_ROUND 64
 
 /* Where a walk over the pages of a write is; the bytes of one owner are charged at once. */
 struct disk_walk {
@@ -179,10 +183,10 @@ __noinline int disk_charge_owner(u32 device)
 	return 0;
 }
 
-/* The owner of the page at w->page, and how many pages of the folio have the same. */
+/* The owner of the page at w->page and of the pages behind it in the same folio. */
 static __always_inline u32 owner_of_page(struct disk_walk *w, u32 *pages)
 {
-	u64 head = head_of_page(w->page), mapping = 0, index, range, bits;
+	u64 head = head_of_page(w->page), mapping = 0, index, range;
 	u32 place, before, first, left;
 
 	/* only the pages of a bio as a whole are written back or not */
@@ -209,7 +213,7 @@ static __always_inline u32 owner_of_page(struct disk_walk *w, u32 *pages)
 		w->range_owner = OWNER_NONE;
 		w->known = 0;
 		if (set) {
-			place = place_of(set->entries, range_tag(range));
+			place = place_of(set->entries, tag_of(range));
 			if (place < PLACES) {
 				w->range_owner = set->entries[place];
 				w->known = set->pages[place];
@@ -217,12 +221,7 @@ static __always_inline u32 owner_of_page(struct disk_walk *w, u32 *pages)
 		}
 	}
 	first = index & (RANGE_PAGES - 1);
-	if (w->range_owner == OWNER_SEVERAL) {
-		if (!(w->known >> first & 1))
-			return OWNER_NONE;
-		return owner_in_pages(first_page_key(range) + first);
-	}
-	/* the rest of the folio, of the vector or of the range */
+	/* what is left of the folio, the vector and the range */
 	left = folio_pages((void *)head, page_flags(head)) - before;
 	if (left > 1 && left <= 1U << 20) {
 		u32 in_vector = (w->offset + w->vector_left + (1U << page_bits) - 1) >> page_bits;
@@ -231,32 +230,34 @@ static __always_inline u32 owner_of_page(struct disk_walk *w, u32 *pages)
 			left = in_vector;
 		if (left > RANGE_PAGES - first)
 			left = RANGE_PAGES - first;
-		bits = bits_of_pages(first, left);
-		if ((w->known & bits) == bits || !(w->known & bits))
-			*pages = left;
+		*pages = left;
 	}
-	return w->known >> first & 1 ? w->range_owner : OWNER_NONE;
+	/* a folio becomes dirty as a whole: all its pages are of one owner */
+	if (!(w->known >> first & 1))
+		return OWNER_NONE;
+	if (w->range_owner == OWNER_SEVERAL)
+		return owner_in_pages(first_page_key(range) + first);
+	return w->range_owner;
 }
 
-/* Charges the next piece of a write; 0 at its end. A function that is verified once. */
-__noinline int disk_walk_piece(u32 device)
+/* Charges the next piece of a write; false at its end. */
+static __always_inline bool charge_piece(struct disk_walk *w, u32 device)
 {
-	struct disk_walk *w = current_walk();
 	u32 owner, bytes, class, pages = 1;
 
-	if (!w || !w->left)
-		return 0;
+	if (!w->left)
+		return false;
 	if (!w->bio_left) {
 		u64 bio = w->bio ? next_bio(w->bio) : 0;
 		u32 size = 0, index = 0, done = 0;
 
 		if (!bio)
-			return 0;
+			return false;
 		bpf_core_read(&size, sizeof(size), &((struct bio *)bio)->bi_iter.bi_size);
 		bpf_core_read(&index, sizeof(index), &((struct bio *)bio)->bi_iter.bi_idx);
 		bpf_core_read(&done, sizeof(done), &((struct bio *)bio)->bi_iter.bi_bvec_done);
 		enter_bio(w, bio, index, done, size);
-		return 1;
+		return true;
 	}
 	if (!w->written_back) {
 		owner = OWNER_SUBMITTER;
@@ -266,7 +267,7 @@ __noinline int disk_walk_piece(u32 device)
 		if (!w->vector_left) {
 			enter_vector(w, w->vector + bpf_core_type_size(struct bio_vec), 0);
 			if (!w->vector_left)
-				return 0;
+				return false;
 		}
 		owner = owner_of_page(w, &pages);
 		class = w->class;
@@ -289,6 +290,20 @@ __noinline int disk_walk_piece(u32 device)
 		w->owner_class = class;
 	}
 	w->owner_bytes += bytes;
+	return true;
+}
+
+/* Charges pieces; 0 at the end of the write. A function that is verified once. */
+__noinline int disk_charge_round(u32 device)
+{
+	struct disk_walk *w = current_walk();
+
+	if (!w)
+		return 0;
+	for (u32 i = 0; i < PIECES_PER_ROUND; i++) {
+		if (!charge_piece(w, device))
+			return 0;
+	}
 	return 1;
 }
 
@@ -320,12 +335,12 @@ static __noinline int charge_pages(struct disk_in_flight *io, u64 bio, u32 size,
 	w->submitter = io->key;
 	w->submitter_known = io->row != ROW_OF_OWNERS;
 	enter_bio(w, bio, place >> 32, place, size);
-	for (u32 i = 0; i < MAX_PIECES; i++) {
-		if (!disk_walk_piece(device))
+	for (u32 i = 0; i < ROUNDS; i++) {
+		if (!disk_charge_round(device))
 			break;
 	}
 	disk_charge_owner(device);
-	if (w->left) { /* more pieces than MAX_PIECES */
+	if (w->left) { /* more pieces than that */
 		w->owner = OWNER_NONE;
 		w->owner_class = io->key.class;
 		w->owner_bytes = w->left;

@@ -169,7 +169,7 @@ impl Collector for Disk {
             .override_global("page_bits", (rustix::param::page_size() as u32).ilog2())
             .override_global("range_bits", range_bits)
             .map_max_entries("disk_ranges", 1 << range_bits)
-            .map_max_entries("disk_pages", 2 << range_bits);
+            .map_max_entries("disk_pages", 1 << range_bits);
         let loader = match slow_io_ns {
             0 => ["events_ring", "events_lost", "disk_names"]
                 .into_iter()

@@ -46,8 +46,8 @@ impl DiskProbeBuilder {
     /// times a power of two. A small file takes one range. When there are more, the range that
     /// became dirty longest ago is forgotten; the write-back of its pages is then counted as
     /// the loss [`OwnerUnseen`](super::DiskLoss::OwnerUnseen). 114,688 by default: 28 GiB, or
-    /// as many small files. 37 bytes of kernel memory each; half of it is for twice as many
-    /// pages of ranges that several processes write.
+    /// as many small files. 28 bytes of kernel memory each; a third of it is for as many pages
+    /// of ranges that several processes write.
     pub fn dirty_ranges(mut self, ranges: u32) -> Self {
         self.dirty_ranges = ranges;
         self
