@@ -149,7 +149,7 @@ fn a_page_that_is_thrown_away_is_charged_to_nobody() {
     let file = volume.path().join("file");
     let mut probe = DiskProbe::builder().load().unwrap();
     let mut first = disk_work(&["truncate", file.to_str().unwrap(), &BYTES.to_string()]);
-    let mut second = writer_of_blocks(&file, 65536, 1, 1, BYTES / 65536);
+    let mut second = writer_of_blocks(&file, 4096, 1, 1, BYTES / 4096);
     settle(volume.device());
     probe.reset().unwrap();
     first.go();

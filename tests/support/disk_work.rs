@@ -115,6 +115,8 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
             for number in 0..count {
                 file.write_all_at(&data, (first + number * of) * block as u64)?;
             }
+            // ext4 writes a file that was truncated when it is closed
+            std::mem::forget(file);
         }
         DiskWork::Truncate { file, bytes } => {
             let file = File::create(file)?;
@@ -123,6 +125,7 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
             crate::tell("done")?;
             io::stdin().read_line(&mut String::new())?;
             file.write_all_at(&[7; 4096], 0)?;
+            std::mem::forget(file);
         }
         DiskWork::MmapWrite { file, bytes } => mmap_write(&file, bytes as usize)?,
         DiskWork::SmallFiles { directory, count, bytes } => {
