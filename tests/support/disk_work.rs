@@ -199,7 +199,7 @@ fn direct(path: &Path, reads: u64, writes: u64, block: usize, seed: u64) -> io::
     }
     let blocks = size / block as u64;
     // O_DIRECT wants memory at whole blocks
-    let mut memory = vec![0_u8; 2 * block.max(4096)];
+    let mut memory = vec![7_u8; 2 * block.max(4096)]; // in pages of its own
     let start = memory.as_ptr().align_offset(block.max(4096));
     let buffer = &mut memory[start..start + block];
     let mut place = seed;

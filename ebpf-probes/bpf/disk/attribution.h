@@ -5,7 +5,7 @@
 
 #include "filter.h"
 #include "compat_block.h"
-#include "disk/pages.h"
+#include "disk/submitter.h"
 
 /*
  * The running process. One outside the filter becomes process 0: its I/O is counted for
@@ -61,6 +61,23 @@ static __always_inline bool classify(struct disk_row_key *key, struct current_pr
 		key->start_ns = 0;
 		key->tgid = 0;
 		return true;
+	}
+	if (key->class == DISK_KERNEL && bio && bytes) {
+		struct process_key process = {};
+
+		switch (submitter_of(bio, current->flags, &process)) {
+		case SUBMITTED_FOR_PROCESS:
+			key->class = DISK_FOREGROUND;
+			key->start_ns = process.start_ns;
+			key->tgid = process.tgid;
+			return false;
+		case SUBMITTED_FOR_UNKNOWN:
+			key->start_ns = 0;
+			key->tgid = 0;
+			if (filter_mode == FILTER_ALL)
+				count_disk_loss(DISK_LOSS_OWNER_UNSEEN);
+			break;
+		}
 	}
 	if (REQUEST_FLAG(command, __REQ_META) && key->class != DISK_JOURNAL)
 		key->class = DISK_METADATA;

@@ -112,6 +112,38 @@ struct bvec_iter {
 	unsigned int bi_bvec_done;
 };
 
+/* who has an anonymous page: the memory areas that may map it, in a tree */
+struct rb_node {
+	struct rb_node *rb_right;
+	struct rb_node *rb_left;
+};
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
+struct rb_root_cached {
+	struct rb_root rb_root;
+};
+
+struct anon_vma {
+	struct rb_root_cached rb_root;
+};
+
+struct mm_struct___owner {
+	struct task_struct *owner; /* CONFIG_MEMCG */
+};
+
+struct vm_area_struct {
+	struct mm_struct *vm_mm;
+	struct anon_vma *anon_vma; /* of pages that are new in this area */
+};
+
+struct anon_vma_chain {
+	struct vm_area_struct *vma;
+	struct rb_node rb;
+};
+
 struct block_device_operations {
 	void *submit_bio;
 };
@@ -127,12 +159,18 @@ struct block_device {
 	struct gendisk *bd_disk;
 };
 
+/* a block cgroup on a device */
+struct blkcg_gq {
+	struct blkcg_gq *parent;
+};
+
 struct bio {
 	struct bio *bi_next;
 	struct block_device *bi_bdev;
 	unsigned int bi_opf;
 	u8 bi_status;
 	struct bvec_iter bi_iter;
+	struct blkcg_gq *bi_blkg; /* CONFIG_BLK_CGROUP */
 	struct bio_vec *bi_io_vec;
 };
 
