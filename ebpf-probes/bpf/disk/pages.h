@@ -124,14 +124,13 @@ static __always_inline u32 class_written_back(struct bio *bio)
 /* Moves to a vector of the bio. */
 static __always_inline void enter_vector(struct disk_walk *w, u64 vector, u32 done)
 {
-	struct bio_vec *of = (void *)vector;
-	u32 length = 0, offset = 0;
-	u64 page = 0;
+	u64 words[2] = {}, page;
+	u32 length, offset;
 
-	bpf_core_read(&page, sizeof(page), &of->bv_page);
-	bpf_core_read(&length, sizeof(length), &of->bv_len);
-	bpf_core_read(&offset, sizeof(offset), &of->bv_offset);
-	offset += done;
+	bpf_probe_read_kernel(words, sizeof(words), (void *)vector);
+	page = FIELD_OF(words, u64, struct bio_vec, bv_page);
+	length = FIELD_OF(words, u32, struct bio_vec, bv_len);
+	offset = FIELD_OF(words, u32, struct bio_vec, bv_offset) + done;
 	w->vector = vector;
 	w->vector_left = length > done ? length - done : 0;
 	w->page = page + (u64)(offset >> page_bits) * bpf_core_type_size(struct page);
@@ -186,14 +185,15 @@ __noinline int disk_charge_owner(u32 device)
 /* The owner of the page at w->page and of the pages behind it in the same folio. */
 static __always_inline u32 owner_of_page(struct disk_walk *w, u32 *pages)
 {
-	u64 head = head_of_page(w->page), mapping = 0, index, range;
+	struct file_page of;
+	u64 mapping, index, range;
 	u32 place, before, first, left;
 
 	/* only the pages of a bio as a whole are written back or not */
-	bpf_core_read(&mapping, sizeof(mapping), &((struct page *)head)->mapping);
-	index = index_of_head(head);
-	before = (u32)(w->page - head) / bpf_core_type_size(struct page);
-	index += before;
+	read_file_page(&of, w->page);
+	mapping = of.mapping;
+	before = (u32)(w->page - of.head) / bpf_core_type_size(struct page);
+	index = of.index + before;
 	if (mapping & 3 || !mapping)
 		return OWNER_NONE;
 	if (mapping != w->mapping) {
@@ -222,7 +222,7 @@ static __always_inline u32 owner_of_page(struct disk_walk *w, u32 *pages)
 	}
 	first = index & (RANGE_PAGES - 1);
 	/* what is left of the folio, the vector and the range */
-	left = folio_pages((void *)head, page_flags(head)) - before;
+	left = folio_pages((void *)of.head, of.flags) - before;
 	if (left > 1 && left <= 1U << 20) {
 		u32 in_vector = (w->offset + w->vector_left + (1U << page_bits) - 1) >> page_bits;
 
