@@ -2,10 +2,9 @@
 /*
  * Block I/O per process and device, charged to the process that caused it.
  *
- * A request is charged when it begins, because then the submitter still runs. Buffered
- * writes are submitted by kernel threads, so the processes that dirty a file are kept per
- * file, and its write-back is charged to them. A completion runs in the context of any
- * process: it only adds the figures.
+ * The submitter of a request is taken when it begins, because then it still runs. Buffered
+ * writes are submitted by kernel threads, so the process that dirties a page is kept, and its
+ * write-back is charged to it. A completion runs in the context of any process.
  *
  * Operations and bytes are those of /proc/diskstats: counted at completion, by request and
  * not by the bios that were merged into it.
