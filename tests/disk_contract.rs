@@ -266,7 +266,7 @@ fn requests_that_share_a_slot_are_told_apart() {
 #[test]
 fn a_forgotten_owner_is_counted_and_not_guessed() {
     let Some(volume) = QuietVolume::new("forgotten_owner") else { return };
-    let mut probe = DiskProbe::builder().dirty_files(32).load().unwrap();
+    let mut probe = DiskProbe::builder().dirty_ranges(32).load().unwrap();
     let mut work = disk_work(&["small-files", text(volume.path()), "3000", "3000"]);
     let before = settle(volume.device());
     probe.reset().unwrap();
@@ -331,7 +331,7 @@ fn options_without_sense_are_refused() {
     for builder in [
         DiskProbe::builder().rows(0),
         DiskProbe::builder().in_flight(0),
-        DiskProbe::builder().dirty_files(u32::MAX),
+        DiskProbe::builder().dirty_ranges(u32::MAX),
         DiskProbe::builder().slow_io(Duration::ZERO),
         DiskProbe::builder().slow_io_buffer_bytes(0),
     ] {

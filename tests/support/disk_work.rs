@@ -42,6 +42,10 @@ pub(crate) enum DiskWork {
     },
     /// Writes every `of`th piece of 4 MiB of a file that is there.
     WriteShare { file: PathBuf, bytes: u64, first: u64, of: u64 },
+    /// Writes every `of`th block of a file, so many of them from the block `first`.
+    WriteBlocks { file: PathBuf, block: usize, first: u64, of: u64, count: u64 },
+    /// Dirties so many bytes of a file and throws them away; then writes the first page.
+    Truncate { file: PathBuf, bytes: usize },
     /// Writes a file through a mapping.
     MmapWrite { file: PathBuf, bytes: u64 },
     /// Writes so many files of so many bytes.
@@ -104,6 +108,24 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
             for piece in (first..bytes / SHARE as u64).step_by(of as usize) {
                 file.write_all_at(&share, piece * SHARE as u64)?;
             }
+        }
+        DiskWork::WriteBlocks { file, block, first, of, count } => {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(file)?;
+            let data = vec![7; block];
+            for number in 0..count {
+                file.write_all_at(&data, (first + number * of) * block as u64)?;
+            }
+            // ext4 writes a file that was truncated when it is closed
+            std::mem::forget(file);
+        }
+        DiskWork::Truncate { file, bytes } => {
+            let file = File::create(file)?;
+            file.write_all_at(&vec![7; bytes], 0)?;
+            file.set_len(0)?;
+            crate::tell("done")?;
+            io::stdin().read_line(&mut String::new())?;
+            file.write_all_at(&[7; 4096], 0)?;
+            std::mem::forget(file);
         }
         DiskWork::MmapWrite { file, bytes } => mmap_write(&file, bytes as usize)?,
         DiskWork::SmallFiles { directory, count, bytes } => {
@@ -177,7 +199,7 @@ fn direct(path: &Path, reads: u64, writes: u64, block: usize, seed: u64) -> io::
     }
     let blocks = size / block as u64;
     // O_DIRECT wants memory at whole blocks
-    let mut memory = vec![0_u8; 2 * block.max(4096)];
+    let mut memory = vec![7_u8; 2 * block.max(4096)]; // in pages of its own
     let start = memory.as_ptr().align_offset(block.max(4096));
     let buffer = &mut memory[start..start + block];
     let mut place = seed;

@@ -5,7 +5,7 @@
 
 #include "filter.h"
 #include "compat_block.h"
-#include "disk/owners.h"
+#include "disk/submitter.h"
 
 /*
  * The running process. One outside the filter becomes process 0: its I/O is counted for
@@ -28,36 +28,15 @@ static __always_inline bool is_journal_thread(void)
 	return comm[0] == 'j' && comm[1] == 'b' && comm[2] == 'd' && comm[3] == '2';
 }
 
-/* The mapping of the first page of a write, if the page is being written back. */
-static __always_inline u64 mapping_written_back(struct bio *bio)
-{
-	u64 vector = 0, page = 0, mapping = 0;
-
-	/* as numbers: before 5.11 a pointer to a kernel type takes no variable offset */
-	bpf_probe_read_kernel(&vector, sizeof(vector), &bio->bi_io_vec);
-	if (!vector)
-		return 0;
-	vector += (u64)(bio->bi_iter.bi_idx & 0xffff) * bpf_core_type_size(struct bio_vec) +
-		  bpf_core_field_offset(struct bio_vec, bv_page);
-	if (bpf_probe_read_kernel(&page, sizeof(page), (void *)vector) || !page)
-		return 0;
-	page = head_of_page(page);
-	bpf_core_read(&mapping, sizeof(mapping), &((struct page *)page)->mapping);
-	/*
-	 * O_DIRECT writes from the memory of a process: its page has no mapping, an anonymous
-	 * one (bit 0), or that of a file which is not being written back now
-	 */
-	if (mapping & 3 || !PAGE_FLAG(page_flags(page), PG_writeback))
-		return 0;
-	return mapping;
-}
-
-/* Sets process, class and operation in the key of an operation's row. */
-static __always_inline void classify(struct disk_row_key *key, struct current_process *current,
+/*
+ * Sets process, class and operation in the key of an operation's row. True if the owners of
+ * its pages are charged: the process that syncs or flushes now did not cause the write.
+ */
+static __always_inline bool classify(struct disk_row_key *key, struct current_process *current,
 				     struct bio *bio, u32 command, u32 bytes)
 {
 	u32 operation = command & REQ_OP_MASK;
-	u64 mapping;
+	u32 class;
 
 	key->start_ns = current->key.start_ns;
 	key->tgid = current->key.tgid;
@@ -71,28 +50,38 @@ static __always_inline void classify(struct disk_row_key *key, struct current_pr
 	if (current->flags & PF_KTHREAD)
 		key->class = is_journal_thread() ? DISK_JOURNAL : DISK_KERNEL;
 	if (key->operation > DISK_WRITE)
-		return;
+		return false;
 	if (REQUEST_FLAG(command, __REQ_SWAP)) {
 		key->class = DISK_SWAP;
-		return;
+		return false;
 	}
-	if (operation == REQ_OP_WRITE && bio && bytes) {
-		mapping = mapping_written_back(bio);
-		if (mapping) {
-			u16 mode = BPF_CORE_READ((struct address_space *)mapping, host, i_mode);
+	class = operation == REQ_OP_WRITE && bio && bytes ? class_written_back(bio) : 0;
+	if (class) {
+		key->class = class;
+		key->start_ns = 0;
+		key->tgid = 0;
+		return true;
+	}
+	if (key->class == DISK_KERNEL && bio && bytes) {
+		struct process_key process = {};
 
-			key->class = (mode & S_IFMT) == S_IFREG ? DISK_WRITE_BACK : DISK_METADATA;
-			if (!charge_owner(mapping, bytes, key)) {
-				/* the process that syncs or flushes now did not cause it */
-				key->start_ns = 0;
-				key->tgid = 0;
+		switch (submitter_of(bio, current->flags, &process)) {
+		case SUBMITTED_FOR_PROCESS:
+			key->class = DISK_FOREGROUND;
+			key->start_ns = process.start_ns;
+			key->tgid = process.tgid;
+			return false;
+		case SUBMITTED_FOR_UNKNOWN:
+			key->start_ns = 0;
+			key->tgid = 0;
+			if (filter_mode == FILTER_ALL)
 				count_disk_loss(DISK_LOSS_OWNER_UNSEEN);
-			}
-			return;
+			break;
 		}
 	}
 	if (REQUEST_FLAG(command, __REQ_META) && key->class != DISK_JOURNAL)
 		key->class = DISK_METADATA;
+	return false;
 }
 
 #endif

@@ -6,8 +6,9 @@
 #include "disk/in_flight.h"
 #include "disk/slow_io.h"
 
-/* An operation or a part of it has completed. */
-static __always_inline void charge(struct disk_in_flight *io, u32 bytes, bool failed, bool done)
+/* An operation or a part of it has completed. `bytes` are not yet in a row unless `counted`. */
+static __always_inline void charge(struct disk_in_flight *io, u32 bytes, bool counted, bool failed,
+				   bool done)
 {
 	struct disk_row_record *row = row_of_operation(io);
 	u64 now, queue_ns, device_ns;
@@ -15,7 +16,8 @@ static __always_inline void charge(struct disk_in_flight *io, u32 bytes, bool fa
 
 	if (!row)
 		return;
-	__sync_fetch_and_add(&row->bytes, bytes);
+	if (!counted)
+		__sync_fetch_and_add(&row->bytes, bytes);
 	if (failed)
 		__sync_fetch_and_add(&row->errors, 1);
 	if (!done)

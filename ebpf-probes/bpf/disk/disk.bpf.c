@@ -2,10 +2,9 @@
 /*
  * Block I/O per process and device, charged to the process that caused it.
  *
- * A request is charged when it begins, because then the submitter still runs. Buffered
- * writes are submitted by kernel threads, so the processes that dirty a file are kept per
- * file, and its write-back is charged to them. A completion runs in the context of any
- * process: it only adds the figures.
+ * The submitter of a request is taken when it begins, because then it still runs. Buffered
+ * writes are submitted by kernel threads, so the process that dirties a page is kept, and its
+ * write-back is charged to it. A completion runs in the context of any process.
  *
  * Operations and bytes are those of /proc/diskstats: counted at completion, by request and
  * not by the bios that were merged into it.
@@ -39,17 +38,18 @@ static __always_inline struct disk_in_flight *begin(u64 request, struct bio *bio
 	struct disk_row_key key = {.device = device};
 	struct current_process current = {};
 	struct disk_in_flight *io;
+	bool of_owners;
 
 	if ((command & REQ_OP_MASK) >= REQ_OP_PASSTHROUGH)
 		return NULL;
 	read_submitter(&current);
-	classify(&key, &current, bio, command, bytes);
+	of_owners = classify(&key, &current, bio, command, bytes);
 	io = take_slot(request, settles);
 	if (!io)
 		return io;
 	if (slow_io_ns && key.tgid == current.key.tgid)
 		remember(&current.key);
-	io->row = recent_row(&key);
+	io->row = of_owners ? ROW_OF_OWNERS : recent_row(&key);
 	io->key = key;
 	io->bytes = bytes;
 	if (slow_io_ns)
@@ -161,7 +161,8 @@ static __noinline struct disk_in_flight *adopt(struct request *request, u64 numb
 		if (device != io->key.device) {
 			key = io->key;
 			key.device = device;
-			io->row = find_row(&key);
+			if (io->row != ROW_OF_OWNERS)
+				io->row = find_row(&key);
 			io->key = key;
 		}
 	}
@@ -230,6 +231,28 @@ int BPF_PROG(disk_merge_of_queue, struct request_queue *queue, struct request *r
 	return 0;
 }
 
+/*
+ * Charges a request or a part of it. What was merged into a write is charged bio by bio. Runs
+ * before the bios are completed.
+ */
+static __always_inline void charge_request(struct disk_in_flight *io, struct request *request,
+					   u32 bytes, bool failed, bool done)
+{
+	struct bio *bio = request->bio;
+	struct disk_in_flight part;
+	u64 place;
+
+	if (!bytes || !bio || (request->cmd_flags & REQ_OP_MASK) != REQ_OP_WRITE ||
+	    (io->row != ROW_OF_OWNERS && !bio->bi_next)) {
+		charge(io, bytes, false, failed, done);
+		return;
+	}
+	part = *io;
+	place = (u64)bio->bi_iter.bi_idx << 32 | bio->bi_iter.bi_bvec_done;
+	charge(&part, bytes, charge_pages(&part, (u64)bio, bio->bi_iter.bi_size, place, bytes),
+	       failed, done);
+}
+
 SEC("tp_btf/block_rq_complete")
 int BPF_PROG(disk_complete, struct request *request, int error, unsigned int bytes)
 {
@@ -244,7 +267,7 @@ int BPF_PROG(disk_complete, struct request *request, int error, unsigned int byt
 		io = number ? find(number) : NULL;
 	}
 	if (io) {
-		charge(io, bytes, error & 0xff, done);
+		charge_request(io, request, bytes, error & 0xff, done);
 		if (done) {
 			forget(number);
 			return 0;
@@ -274,8 +297,11 @@ static __always_inline void queue_bio(struct bio *bio)
 	if (!disk || !disk->fops->submit_bio)
 		return;
 	io = begin_bio(bio, number_of(bio));
-	if (io)
-		io->issued_ns = io->started_ns;
+	if (!io)
+		return;
+	io->issued_ns = io->started_ns;
+	/* a driver moves on in the bio as it writes it */
+	io->completed_bytes = (u64)bio->bi_iter.bi_idx << 32 | bio->bi_iter.bi_bvec_done;
 }
 
 SEC("tp_btf/block_bio_queue")
@@ -297,30 +323,55 @@ SEC("tp_btf/block_bio_complete")
 int BPF_PROG(disk_complete_bio, struct request_queue *queue, struct bio *bio)
 {
 	u64 number = number_of(bio);
-	struct disk_in_flight *io = find(number);
+	struct disk_in_flight *io = find(number), whole;
+	bool counted = false;
 
 	if (!io)
 		return 0;
-	charge(io, io->bytes, bio->bi_status, true);
+	whole = *io;
+	whole.completed_bytes = 0;
+	if (io->row == ROW_OF_OWNERS && io->bytes)
+		counted = charge_pages(&whole, (u64)bio, io->bytes, io->completed_bytes, io->bytes);
+	charge(&whole, io->bytes, counted, bio->bi_status, true);
 	forget(number);
 	return 0;
 }
 
 /* Pages become dirty, in the context of the process that did it. */
 
-static __always_inline void count_dirty(struct address_space *mapping, u32 pages)
+/* An address as a number: the verifier forbids to compute with pointers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} disk_address SEC(".maps");
+
+static __always_inline void mark_dirty(struct address_space *mapping, u64 index, u32 pages,
+				       u64 flags)
 {
 	struct current_process current = {};
+	u32 zero = 0;
+	u64 *address = bpf_map_lookup_elem(&disk_address, &zero);
+	struct inode *inode = mapping->host;
 
+	if (!address)
+		return;
+	*(volatile u64 *)address = (u64)mapping;
 	read_submitter(&current);
-	dirty(&current, mapping, pages);
+	dirty(&current, file_key(*(volatile u64 *)address, inode->i_ino, inode->i_generation),
+	      index, pages, PAGE_FLAG(flags, PG_writeback));
 }
 
 SEC("tp_btf/writeback_dirty_folio")
 int BPF_PROG(disk_dirty_folio, struct folio *folio, struct address_space *mapping)
 {
-	if (mapping)
-		count_dirty(mapping, folio_pages(folio));
+	u64 flags;
+
+	if (!mapping)
+		return 0;
+	flags = folio_flags(folio);
+	mark_dirty(mapping, folio->index, folio_pages(folio, flags), flags);
 	return 0;
 }
 
@@ -329,7 +380,7 @@ SEC("tp_btf/writeback_dirty_page")
 int BPF_PROG(disk_dirty_page, struct page *page, struct address_space *mapping)
 {
 	if (mapping)
-		count_dirty(mapping, 1);
+		mark_dirty(mapping, page->index, 1, ((struct page___flags *)page)->flags);
 	return 0;
 }
 

@@ -13,8 +13,15 @@ struct disk_in_flight {
 	u64 issued_ns; /* 0: not yet */
 	u32 row;
 	u32 bytes; /* not completed yet */
-	u64 completed_bytes; /* of completed parts; only with slow I/O events */
+	/*
+	 * of completed parts, only with slow I/O events; of a bio: the number of its first vector
+	 * << 32 | bytes of it to skip
+	 */
+	u64 completed_bytes;
 };
+
+/* Charged by the owners of its pages, which are looked up when it completes. */
+#define ROW_OF_OWNERS (~0U)
 
 /*
  * 8,192 slots of 64 bytes (0.5 MiB), sized by user space. A request takes the slot that

@@ -13,7 +13,7 @@ enum disk_loss {
 	DISK_LOSS_START_LATE, /* first seen when issued: charged to the issuer, queue time 0 */
 	DISK_LOSS_START_UNSEEN, /* the process and the duration of an operation are unknown */
 	DISK_LOSS_COMPLETION_UNSEEN, /* counted when its request was reused; duration unknown */
-	DISK_LOSS_OWNER_UNSEEN, /* a write-back of an unknown file: charged to its device */
+	DISK_LOSS_OWNER_UNSEEN, /* some bytes of a write are of an unknown process: its device's */
 	DISK_LOSSES,
 };
 
@@ -29,7 +29,7 @@ enum disk_operation {
 /* Which process an operation is charged to, and how certain that is. */
 enum disk_class {
 	DISK_FOREGROUND, /* the submitter */
-	DISK_WRITE_BACK, /* the process that dirtied the file */
+	DISK_WRITE_BACK, /* the process that dirtied the pages */
 	DISK_METADATA, /* the process that dirtied the block, or the submitter */
 	DISK_SWAP, /* the process that needed memory */
 	DISK_JOURNAL, /* the thread of the journal */

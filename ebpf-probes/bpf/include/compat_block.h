@@ -121,17 +121,27 @@ static __always_inline u64 page_flags(u64 page)
 	return flags;
 }
 
+/* The same, for trusted pointers. */
+static __always_inline u64 folio_flags(struct folio *folio)
+{
+	struct folio___memdesc_flags *now = (void *)folio;
+
+	if (bpf_core_field_exists(now->flags.f))
+		return now->flags.f;
+	return ((struct folio___flags *)folio)->flags;
+}
+
 /*
- * The number of pages of a folio. The field got its present name in 6.14 and the previous
+ * The number of pages of a folio with these flags. The field got its present name in 6.14 and the previous
  * one in 5.18. It is set only in folios of more than one page.
  */
-static __always_inline u32 folio_pages(struct folio *folio)
+static __always_inline u32 folio_pages(void *folio, u64 flags)
 {
-	struct folio___pages *now = (void *)folio;
-	struct folio___folio_pages *before = (void *)folio;
+	struct folio___pages *now = folio;
+	struct folio___folio_pages *before = folio;
 	u32 pages = 0;
 
-	if (!PAGE_FLAG(page_flags((u64)folio), PG_head))
+	if (!PAGE_FLAG(flags, PG_head))
 		return 1;
 	if (bpf_core_field_exists(now->_nr_pages))
 		bpf_core_read(&pages, sizeof(pages), &now->_nr_pages);
@@ -145,18 +155,60 @@ static __always_inline u32 folio_pages(struct folio *folio)
  * address plus one. Since 7.1, if the size of struct page is a power of two, it holds a mask
  * for the page's own address instead.
  */
-static __always_inline u64 head_of_page(u64 page)
+static __always_inline u64 head_by_info(u64 page, u64 info)
 {
-	u64 head = 0;
-
-	if (bpf_core_field_exists(((struct page___info *)0)->compound_info))
-		bpf_core_read(&head, sizeof(head), &((struct page___info *)page)->compound_info);
-	else
-		bpf_core_read(&head, sizeof(head), &((struct page___head *)page)->compound_head);
-	if (!(head & 1))
+	if (!(info & 1))
 		return page;
 	/* no page lies in the topmost 4 GiB of addresses, so such a value is a mask */
-	return ~head >> 32 ? head - 1 : page & head;
+	return ~info >> 32 ? info - 1 : page & info;
+}
+
+static __always_inline u64 head_of_page(u64 page)
+{
+	u64 info = 0;
+
+	if (bpf_core_field_exists(((struct page___info *)0)->compound_info))
+		bpf_core_read(&info, sizeof(info), &((struct page___info *)page)->compound_info);
+	else
+		bpf_core_read(&info, sizeof(info), &((struct page___head *)page)->compound_head);
+	return head_by_info(page, info);
+}
+
+/*
+ * What is needed of the pages of a file. They are read as a whole, because each read costs
+ * some 20 ns: all of it is in the first five words.
+ */
+struct file_page {
+	u64 head; /* the first page of its folio; the rest is of that one */
+	u64 mapping;
+	u64 index;
+	u64 flags;
+};
+
+/* A field of a struct that was read as a whole. */
+#define FIELD_OF(words, type, ...) (*(type *)((void *)(words) + bpf_core_field_offset(__VA_ARGS__)))
+
+static __always_inline void read_file_page(struct file_page *of, u64 page)
+{
+	u64 words[5] = {}, info;
+
+	bpf_probe_read_kernel(words, sizeof(words), (void *)page);
+	if (bpf_core_field_exists(((struct page___info *)0)->compound_info))
+		info = FIELD_OF(words, u64, struct page___info, compound_info);
+	else
+		info = FIELD_OF(words, u64, struct page___head, compound_head);
+	of->head = head_by_info(page, info);
+	if (of->head != page)
+		bpf_probe_read_kernel(words, sizeof(words), (void *)of->head);
+	of->mapping = FIELD_OF(words, u64, struct page, mapping);
+	if (bpf_core_field_exists(((struct folio *)0)->index))
+		of->index = FIELD_OF(words, u64, struct folio, index);
+	else
+		of->index = FIELD_OF(words, u64, struct page, index);
+	if (bpf_core_field_exists(((struct page___memdesc_flags *)0)->flags.f))
+		of->flags = FIELD_OF(words, u64, struct page___memdesc_flags, flags.f);
+	else
+		of->flags = FIELD_OF(words, u64, struct page___flags, flags);
 }
 
 #endif

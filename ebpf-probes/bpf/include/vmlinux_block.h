@@ -51,7 +51,10 @@ struct address_space {
 	struct inode *host;
 };
 
-struct folio; /* since 5.16: one or more pages that belong together */
+/* since 5.16: one or more pages that belong together */
+struct folio {
+	unsigned long index;
+};
 
 /* The number of its pages, by name: 7b230db3b8d3 "mm: folio_nr_pages", 6.14. */
 struct folio___pages {
@@ -64,6 +67,7 @@ struct folio___folio_pages {
 
 struct page {
 	struct address_space *mapping;
+	unsigned long index;
 };
 
 struct page___flags {
@@ -79,6 +83,14 @@ struct page___memdesc_flags {
 	memdesc_flags_t flags;
 };
 
+struct folio___flags {
+	unsigned long flags;
+};
+
+struct folio___memdesc_flags {
+	memdesc_flags_t flags;
+};
+
 struct page___head {
 	unsigned long compound_head;
 };
@@ -90,11 +102,46 @@ struct page___info {
 
 struct bio_vec {
 	struct page *bv_page;
+	unsigned int bv_len;
+	unsigned int bv_offset;
 };
 
 struct bvec_iter {
 	unsigned int bi_size;
 	unsigned int bi_idx;
+	unsigned int bi_bvec_done;
+};
+
+/* who has an anonymous page: the memory areas that may map it, in a tree */
+struct rb_node {
+	struct rb_node *rb_right;
+	struct rb_node *rb_left;
+};
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
+struct rb_root_cached {
+	struct rb_root rb_root;
+};
+
+struct anon_vma {
+	struct rb_root_cached rb_root;
+};
+
+struct mm_struct___owner {
+	struct task_struct *owner; /* CONFIG_MEMCG */
+};
+
+struct vm_area_struct {
+	struct mm_struct *vm_mm;
+	struct anon_vma *anon_vma; /* of pages that are new in this area */
+};
+
+struct anon_vma_chain {
+	struct vm_area_struct *vma;
+	struct rb_node rb;
 };
 
 struct block_device_operations {
@@ -112,12 +159,18 @@ struct block_device {
 	struct gendisk *bd_disk;
 };
 
+/* a block cgroup on a device */
+struct blkcg_gq {
+	struct blkcg_gq *parent;
+};
+
 struct bio {
 	struct bio *bi_next;
 	struct block_device *bi_bdev;
 	unsigned int bi_opf;
 	u8 bi_status;
 	struct bvec_iter bi_iter;
+	struct blkcg_gq *bi_blkg; /* CONFIG_BLK_CGROUP */
 	struct bio_vec *bi_io_vec;
 };
 

@@ -54,7 +54,7 @@ pub enum DiskLoss {
     StartUnseen,
     /// Counted when its request was reused; duration unknown.
     CompletionUnseen,
-    /// A write-back of an unknown file: charged to its device.
+    /// Some bytes of a write are of an unknown process: its device's.
     OwnerUnseen,
 }
 
@@ -106,7 +106,7 @@ pub mod disk_operation {
 pub mod disk_class {
     /// The submitter.
     pub const FOREGROUND: u32 = 0;
-    /// The process that dirtied the file.
+    /// The process that dirtied the pages.
     pub const WRITE_BACK: u32 = 1;
     /// The process that dirtied the block, or the submitter.
     pub const METADATA: u32 = 2;

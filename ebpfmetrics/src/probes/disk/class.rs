@@ -35,16 +35,19 @@ pub enum DiskOperation {
 #[non_exhaustive]
 pub enum DiskClass {
     /// Submitted by the process itself: all reads, including read-ahead and pages of programs
-    /// that it starts, and writes that bypass the page cache (`O_DIRECT`).
+    /// that it starts, and writes that bypass the page cache (`O_DIRECT`). Also direct I/O
+    /// that a kernel thread submits for it, such as when a cgroup throttles it.
     Foreground,
     /// Pages of a file, written back by anyone at any time. Charged to the process that
-    /// dirtied them, even after it has ended. If several processes wrote a file at the same
-    /// time, a request is charged as a whole to the last of them that still has unwritten
-    /// pages. Pages that are already dirty stay with the process that dirtied them first;
-    /// newer kernels keep up to 2 MiB of a file dirty as a unit.
+    /// dirtied them, page by page, even after it has ended. A request with pages of several
+    /// processes counts as one operation, of the process with its first page. Pages that are
+    /// already dirty stay with the process that dirtied them first; newer kernels keep up to
+    /// 2 MiB of a file dirty as a unit. Pages of an unknown owner are charged to no process and
+    /// counted as the loss [`OwnerUnseen`](super::DiskLoss::OwnerUnseen).
     WriteBack,
-    /// Blocks of the file system itself. A write is charged to the process that dirtied the
-    /// block last, a read to the process that needed it. Many processes share a block.
+    /// Blocks of the file system itself. A write is charged to the task that dirtied the block
+    /// first, a read to the process that needed it. On ext4 and xfs writes are those of
+    /// kernel threads, on btrfs mostly those of the process that changed files.
     Metadata,
     /// Writes to swap, charged to the process that needed memory, which may not be the owner
     /// of the pages. Reading the pages again is [`Foreground`](DiskClass::Foreground) of the

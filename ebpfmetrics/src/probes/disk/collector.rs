@@ -155,7 +155,7 @@ impl Collector for Disk {
         let kernel = loading.kernel;
         let hooks = Hooks::of(kernel);
         let (slots, row_count) = (options.slots(), options.row_count());
-        let slow_io_ns = options.slow_io_ns();
+        let (slow_io_ns, range_bits) = (options.slow_io_ns(), options.range_bits());
         let loader = loading
             .object(Self::NAME, ebpf_probes::DISK)
             .override_global("has_io_start", u8::from(hooks.start_is_request()))
@@ -166,7 +166,10 @@ impl Collector for Disk {
             .map_max_entries("disk_row_of", row_count)
             .map_max_entries("disk_free_rows", options.free_rows())
             .map_max_entries("disk_spare_rows", SPARE_ROWS)
-            .map_max_entries("disk_files", options.dirty_files);
+            .override_global("page_bits", (rustix::param::page_size() as u32).ilog2())
+            .override_global("range_bits", range_bits)
+            .map_max_entries("disk_ranges", 1 << range_bits)
+            .map_max_entries("disk_pages", 1 << range_bits);
         let loader = match slow_io_ns {
             0 => ["events_ring", "events_lost", "disk_names"]
                 .into_iter()

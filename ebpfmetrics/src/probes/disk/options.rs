@@ -7,13 +7,16 @@ use crate::{
     set::SetOptions,
 };
 
+/// `PLACES` of a set in `disk/owners.h`.
+const RANGES_PER_SET: u32 = 7;
+
 /// Options of a [`DiskProbe`](super::DiskProbe).
 #[derive(Clone, Debug)]
 #[must_use = "nothing is loaded until load()"]
 pub struct DiskProbeBuilder {
     rows: u32,
     in_flight: u32,
-    pub(super) dirty_files: u32,
+    dirty_ranges: u32,
     slow_io: Option<Duration>,
     slow_io_buffer_bytes: u32,
     pub(super) set: SetOptions,
@@ -39,12 +42,14 @@ impl DiskProbeBuilder {
         self
     }
 
-    /// Number of files with dirty pages whose owners are known. When there are more, the
-    /// owners of the file that was dirtied longest ago are forgotten; its write-back is then
-    /// counted as the loss [`OwnerUnseen`](super::DiskLoss::OwnerUnseen). 32,768 by default,
-    /// 130 bytes of kernel memory each.
-    pub fn dirty_files(mut self, files: u32) -> Self {
-        self.dirty_files = files;
+    /// Number of ranges of 64 pages with dirty pages whose owners are known, rounded up to 7
+    /// times a power of two. A small file takes one range. When there are more, the range that
+    /// became dirty longest ago is forgotten; the write-back of its pages is then counted as
+    /// the loss [`OwnerUnseen`](super::DiskLoss::OwnerUnseen). 114,688 by default: 28 GiB, or
+    /// as many small files. 28 bytes of kernel memory each; a third of it is for as many pages
+    /// of ranges that several processes write.
+    pub fn dirty_ranges(mut self, ranges: u32) -> Self {
+        self.dirty_ranges = ranges;
         self
     }
 
@@ -69,9 +74,11 @@ impl DiskProbeBuilder {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        for (option, entries) in
-            [("rows", self.rows), ("in_flight", self.in_flight), ("dirty_files", self.dirty_files)]
-        {
+        for (option, entries) in [
+            ("rows", self.rows),
+            ("in_flight", self.in_flight),
+            ("dirty_ranges", self.dirty_ranges),
+        ] {
             check_option("disk", option, entries, 1..=1 << 22)?;
         }
         if self.slow_io.is_some_and(|limit| limit.is_zero()) {
@@ -95,6 +102,11 @@ impl DiskProbeBuilder {
         self.in_flight.next_power_of_two().max(2)
     }
 
+    /// log2 of the number of sets of ranges.
+    pub(super) fn range_bits(&self) -> u32 {
+        self.dirty_ranges.div_ceil(RANGES_PER_SET).next_power_of_two().ilog2()
+    }
+
     /// The limit of slow I/O in ns; 0 for none.
     pub(super) fn slow_io_ns(&self) -> u64 {
         let ns = |limit: Duration| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
@@ -112,7 +124,7 @@ impl Default for DiskProbeBuilder {
         Self {
             rows: 8192,
             in_flight: 8192,
-            dirty_files: 32_768,
+            dirty_ranges: RANGES_PER_SET << 14,
             slow_io: None,
             slow_io_buffer_bytes: 1 << 20,
             set: SetOptions::default(),
