@@ -1,8 +1,18 @@
 //! Cgroups: ids and paths in every hierarchy, and groups against the kernel's own books.
 
-use std::{fs, path::PathBuf, thread::sleep, time::Duration};
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+    thread::sleep,
+    time::Duration,
+};
 
-use ebpfmetrics::{Cgroups, CpuProbe, Probe as _, group::group_by, process::CgroupHierarchy};
+use ebpfmetrics::{
+    Cgroups, CpuProbe, MemProbe, Probe as _, ProbeSet, group::group_by, process::CgroupHierarchy,
+};
 use ebpfmetrics_suite::{Workload, emulated, poll, skip};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -91,8 +101,97 @@ impl Accounted {
 
 impl Drop for Accounted {
     fn drop(&mut self) {
-        poll(Duration::from_secs(10), || fs::remove_dir(&self.directory).ok());
+        poll(Duration::from_secs(10), || match self.directory.exists() {
+            true => fs::remove_dir(&self.directory).ok(),
+            false => Some(()),
+        });
     }
+}
+
+/// Runs a short command in a cgroup.
+fn run_in(directory: &Path) -> u32 {
+    let script = "echo 0 > \"$1\"/cgroup.procs && exec true";
+    let mut child = Command::new("sh").args(["-c", script, "sh"]).arg(directory).spawn().unwrap();
+    assert!(child.wait().unwrap().success());
+    child.id()
+}
+
+/// Cgroups that are made, used and removed between two reads: below each other, with bytes that
+/// are not UTF-8, and (in v1) with names that change.
+#[test]
+fn rows_of_ended_processes_have_the_path_of_a_cgroup_that_was_removed() {
+    let top = Accounted::new("removed");
+    let mut probe = CpuProbe::builder().cgroup_hierarchy(top.hierarchy.clone()).load().unwrap();
+    let mut set = ProbeSet::builder().cgroup_hierarchy(top.hierarchy.clone()).build().unwrap();
+    set.add(MemProbe::builder()).unwrap();
+    let below_top =
+        |path: &Path| Path::new("/").join(top.directory.file_name().unwrap()).join(path);
+    let mut truth = Vec::new();
+    for name in [&b"a"[..], b"b c", b"\xff\xfe", b"d/e/f", &[b'x'; 200]] {
+        let path = Path::new(OsStr::from_bytes(name));
+        let directory = top.directory.join(path);
+        fs::create_dir_all(&directory).unwrap();
+        let id = fs::metadata(&directory).unwrap().ino();
+        truth.push((run_in(&directory), id, below_top(path)));
+        for made in path.ancestors().filter(|made| made.parent().is_some()) {
+            let removed = || fs::remove_dir(top.directory.join(made)).ok();
+            poll(Duration::from_secs(10), removed).expect("it is empty");
+        }
+    }
+    if top.hierarchy != CgroupHierarchy::Unified {
+        let (old, new) = (top.directory.join("old"), top.directory.join("new"));
+        fs::create_dir_all(old.join("in")).unwrap();
+        let id = fs::metadata(old.join("in")).unwrap().ino();
+        truth.push((run_in(&old.join("in")), id, below_top(Path::new("new/in"))));
+        fs::rename(&old, &new).unwrap();
+        for directory in [new.join("in"), new] {
+            poll(Duration::from_secs(10), || fs::remove_dir(&directory).ok()).expect("it is empty");
+        }
+    }
+    // before a read, after it, and in the window after that
+    for reset in 0..2 {
+        let (single, several) = (probe.cgroups().unwrap(), set.cgroups().unwrap());
+        for (_, id, path) in &truth {
+            assert_eq!(single.path(*id), Some(&**path), "{reset}");
+            assert_eq!(several.path(*id), Some(&**path), "{reset}");
+            assert_eq!(single.id(path), Some(*id));
+        }
+        if reset == 0 {
+            let (rows, more) = (probe.reset().unwrap(), set.reset().unwrap());
+            for (pid, id, _) in &truth {
+                assert_eq!(rows.process(*pid).unwrap().info.cgroup_id, Some(*id));
+                assert_eq!(more.process(*pid).unwrap().info.cgroup_id, Some(*id));
+            }
+            // one by the test of a long path, at the same time
+            assert!(rows.losses.get("cgroup_path_missing") <= Some(1));
+        }
+    }
+    // those of other hierarchies have other ids
+    assert_eq!(probe.cgroups().unwrap().path(1), Some(Path::new("/")));
+}
+
+/// The kernel cuts the path of a cgroup that is deep below others.
+#[test]
+fn a_path_that_is_too_long_is_unknown_and_counted() {
+    let top = Accounted::new("long");
+    let mut probe = CpuProbe::builder().cgroup_hierarchy(top.hierarchy.clone()).load().unwrap();
+    let name = "x".repeat(220);
+    let directories: Vec<_> = (0..5)
+        .scan(top.directory.clone(), |directory, _| {
+            directory.push(&name);
+            Some(directory.clone())
+        })
+        .collect();
+    let make = |directory: &PathBuf| {
+        fs::create_dir(directory).unwrap();
+        fs::metadata(directory).unwrap().ino()
+    };
+    let ids: Vec<_> = directories.iter().map(make).collect();
+    directories.iter().rev().for_each(|directory| fs::remove_dir(directory).unwrap());
+    let cgroups = probe.cgroups().unwrap();
+    let known: Vec<_> = ids.iter().map(|id| cgroups.path(*id).is_some()).collect();
+    assert_eq!(known, [true, true, true, true, false]);
+    assert_eq!(probe.snapshot().unwrap().losses.get("cgroup_path_missing"), Some(1));
 }
 
 /// Two cgroups, and processes in them that spin, wake up, start threads and children that

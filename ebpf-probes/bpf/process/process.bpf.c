@@ -8,6 +8,7 @@
  * attached and jump to the current handlers, so no event is missed or handled twice.
  */
 #include "probe.h"
+#include "process/cgroups.h"
 #include "process/ended.h"
 #include "process/ends.h"
 #include "process/walk.h"
@@ -19,6 +20,7 @@ enum process_loss {
 	PROCESS_LOSS_ENDED_TABLE_FULL, /* `ended` full: a process is only in `overflow` */
 	PROCESS_LOSS_CREATOR_TABLE_FULL, /* `creators` full: the creator of a process is unknown */
 	PROCESS_LOSS_FILTER_TABLE_FULL, /* `filtered` full: a process and its children are missing */
+	PROCESS_LOSS_CGROUP_PATH_MISSING, /* `removed_cgroups` full: a path is unknown */
 	PROCESS_LOSSES,
 };
 
@@ -196,7 +198,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	record->ended_ns = bpf_ktime_get_ns();
 	/* stored, for two threads that exit at once may both be the last; the release is later */
 	record->flags = ENDED_EXITED;
-	count_ended_change();
+	count_change(PROCESS_CHANGE_ENDED);
 	return 0;
 }
 
@@ -247,7 +249,22 @@ int BPF_PROG(process_release, struct task_struct *task)
 	__builtin_memcpy(record->info.comm, task->comm, sizeof(record->info.comm));
 	record->info.threads = record->threads;
 	record->flags = ENDED_EXITED | ENDED_RELEASED;
-	count_ended_change();
+	count_change(PROCESS_CHANGE_ENDED);
+	return 0;
+}
+
+/*
+ * A cgroup is removed. Nothing can find its path afterwards. It is the path at this moment:
+ * a cgroup of v1 may have been renamed, and so may those above it.
+ */
+SEC("tp_btf/cgroup_rmdir")
+int BPF_PROG(process_on_cgroup_removal, struct cgroup *group, const char *path)
+{
+	if (!is_in_hierarchy(group))
+		return 0;
+	if (!store_path(group, path))
+		count_process_loss(PROCESS_LOSS_CGROUP_PATH_MISSING);
+	count_change(PROCESS_CHANGE_CGROUP_REMOVED);
 	return 0;
 }
 
@@ -284,6 +301,7 @@ int process_read_clocks(void *ctx)
 	EMIT_BTF(struct process_thread_record);
 	EMIT_BTF(struct process_settled_record);
 	EMIT_BTF(struct process_parent_record);
+	EMIT_BTF(enum process_change);
 	EMIT_BTF(enum process_flags);
 	EMIT_BTF(enum process_kind);
 	EMIT_BTF(enum section_number);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
+    cgroups::{MAX_REMOVED, RemovedCgroups},
     clocks::scheduler_offset,
     collector::{Collector, Read, WalkTimes},
     column::{Column, Columns, RowSource, TypedColumn, is_system_record, program_costs},
@@ -24,7 +25,7 @@ use crate::{
     process::{CgroupHierarchy, ProcessId},
     record::{
         ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord, ended_flags,
-        section_number,
+        process_change, section_number,
     },
     snapshot::{Handle, Loss, LossScope, Losses, Snapshot, Window},
 };
@@ -44,6 +45,7 @@ pub(crate) struct Options {
     pub(crate) max_ended: u32,
     /// Fewer than usual, in tests.
     pub(crate) max_filtered: u32,
+    pub(crate) max_removed: u32,
 }
 
 impl Default for Options {
@@ -54,6 +56,7 @@ impl Default for Options {
             max_exited: 8192,
             max_ended: 32_768,
             max_filtered: super::filter::MAX_PROCESSES,
+            max_removed: MAX_REMOVED,
         }
     }
 }
@@ -61,7 +64,9 @@ impl Default for Options {
 /// What a set needs of a machine, whatever its probes.
 pub(crate) fn requirements() -> Requirements {
     Requirements {
-        tracepoints: HANDLERS.iter().map(|(_, tracepoint, ..)| *tracepoint).collect(),
+        tracepoints: (HANDLERS.iter().map(|(_, tracepoint, ..)| *tracepoint))
+            .chain(["cgroup_rmdir"])
+            .collect(),
         iterators: ["bpf_map_elem", "task"].into(),
     }
 }
@@ -76,6 +81,7 @@ pub(crate) struct Engine {
     options: Options,
     cgroup_hierarchy: CgroupHierarchy,
     cgroup_number: i32,
+    pub(super) removed_cgroups: RemovedCgroups,
     shared_filter: SharedFilter,
     sees_all: bool,
     hidden: Hidden,
@@ -114,7 +120,8 @@ impl Engine {
         let filter = &options.filter;
         let loader = ObjectLoader::new(PROCESS, ebpf_probes::PROCESS)
             .override_global("cgroup_hierarchy", cgroup_number)
-            .map_max_entries("ended", options.max_ended);
+            .map_max_entries("ended", options.max_ended)
+            .map_max_entries("removed_cgroups", options.max_removed);
         let loader = filter.size_maps(filter.configure(loader), options.max_filtered);
         let mut base = without_probe_maps(loader).load(kernel)?;
         let walk_program = walk_program(kernel);
@@ -123,6 +130,7 @@ impl Engine {
         for (dispatcher, tracepoint, ..) in HANDLERS {
             base.attach(dispatcher, tracepoint, kernel)?;
         }
+        base.attach("process_on_cgroup_removal", "cgroup_rmdir", kernel)?;
         base.load_iterator("process_parents", "task", kernel)?;
         base.load_callable("process_read_clocks")?;
         filter.begin(&base)?;
@@ -139,6 +147,7 @@ impl Engine {
             walk_program,
             cgroup_hierarchy,
             cgroup_number,
+            removed_cgroups: RemovedCgroups::new(options.max_removed as usize),
             shared_filter,
             sees_all,
             hidden: Hidden::None,
@@ -289,7 +298,7 @@ impl Engine {
         self.walked.read(&self.buffer, |head| is_system_record(columns, head))?;
         let hidden = self.hidden.complete(&mut self.walked.processes);
         // After the walk: a process that is gone by now is here, or will be.
-        let changes: u64 = self.base.per_cpu_element::<u64>("ended_changes", 0)?.iter().sum();
+        let changes = changes(&self.base, process_change::ENDED)?;
         let mut ends = match self.ends == (Ends { changes, left: 0 }) {
             true => Vec::new(),
             false => self.read_ends()?,
@@ -329,6 +338,7 @@ impl Engine {
         };
         let unlisted: Vec<_> = gone.into_iter().filter(is_unlisted).collect();
         self.columns.iter_mut().try_for_each(|(_, column)| column.forget(&unlisted))?;
+        self.removed_cgroups.read(&self.base)?;
         self.read_losses()?;
         self.walk = walk;
         Ok(())
@@ -367,6 +377,7 @@ impl Engine {
             column.rebase(end_ns);
         }
         self.losses_before.clone_from(&self.losses);
+        self.removed_cgroups.end_window();
         self.window_start_ns = end_ns;
     }
 
@@ -377,7 +388,10 @@ impl Engine {
         let causes = ProcessLoss::ALL.iter().map(|cause| cause.as_ref().to_owned());
         let causes = causes.chain(["run_skipped".to_owned()]);
         let missing = self.table.exit_record_missing();
-        let missing = [("exit_record_missing".to_owned(), missing)];
+        let missing = [
+            ("exit_record_missing".to_owned(), missing),
+            (ProcessLoss::CgroupPathMissing.to_string(), self.removed_cgroups.forgotten()),
+        ];
         let all = causes.zip(grown).chain(missing);
         Losses::new(
             all.map(|(cause, count)| Loss::new(PROCESS, cause, count, LossScope::Processes)),
@@ -435,6 +449,11 @@ impl Engine {
         }
         Ok(cost)
     }
+}
+
+/// How often something has changed in the kernel, see `enum process_change`.
+pub(super) fn changes(base: &Object, change: u32) -> Result<u64> {
+    Ok(base.per_cpu_element::<u64>("changes", change)?.iter().sum())
 }
 
 /// Makes the snapshot of a window. `losses` are those of the set itself.

@@ -2,6 +2,7 @@
 //! of counters per probe. Knows no probe.
 
 mod cell;
+mod cgroups;
 mod clocks;
 pub(crate) mod collector;
 mod column;

@@ -141,7 +141,8 @@ fn unescape(field: &[u8]) -> PathBuf {
 /// Maps the cgroup ids in a snapshot to paths.
 ///
 /// The id is the inode of the cgroup's directory. Cgroups come and go, so read them again
-/// when an id is unknown.
+/// when an id is unknown. [`ProbeSet::cgroups`](crate::ProbeSet::cgroups) also has those that
+/// have been removed.
 ///
 /// ```
 /// let cgroups = ebpfmetrics::process::Cgroups::read();
@@ -190,6 +191,17 @@ impl Cgroups {
         let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         open.extend(directories.map(|entry| entry.path()));
         Ok(())
+    }
+
+    /// Adds a cgroup that has been removed; its path may not be known. It may also still be
+    /// here, if it was removed just now. A different path means that it was renamed just
+    /// before, or that its id is in use again: then the path is not known.
+    pub(crate) fn add_removed(&mut self, id: u64, path: Option<&Path>) {
+        match (self.paths.get(&id), path) {
+            (None, Some(path)) => drop(self.paths.insert(id, path.to_owned())),
+            (Some(known), path) if path != Some(known) => drop(self.paths.remove(&id)),
+            _ => {}
+        }
     }
 
     /// Path of a cgroup below the root of its hierarchy, as in `/proc/PID/cgroup`.

@@ -22,6 +22,15 @@ use super::shared::{ProcessInfoRecord, ProcessKey, RecordHead};
 
 use super::slab::{SlabCountersRecord, SlabEndedRecord};
 
+/// Keyed by the id of the cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProcessCgroupPathRecord {
+    /// Without the terminating 0.
+    pub length: u64,
+    pub bytes: [u8; 1024],
+}
+
 /// `enum ended_flags`.
 pub mod ended_flags {
     /// The last thread has exited: `info` and `ended_ns` are set.
@@ -49,6 +58,14 @@ pub struct ProcessEndedRecord {
     pub mem: MemEndedRecord,
     pub disk: DiskEndedRecord,
     pub slab: SlabEndedRecord,
+}
+
+/// What user space reads only if it has changed.
+pub mod process_change {
+    /// A process exited or was released.
+    pub const ENDED: u32 = 0;
+    pub const CGROUP_REMOVED: u32 = 1;
+    pub const COUNT: u32 = 2;
 }
 
 /// Sum of the final records that `ended` had no room for. Per CPU: one writer each.
@@ -87,11 +104,18 @@ pub enum ProcessLoss {
     CreatorTableFull,
     /// `filtered` full: a process and its children are missing.
     FilterTableFull,
+    /// `removed_cgroups` full: a path is unknown.
+    CgroupPathMissing,
 }
 
 impl ProcessLoss {
     /// Every cause, in the order of their counters in the kernel.
-    pub const ALL: &[Self] = &[Self::EndedTableFull, Self::CreatorTableFull, Self::FilterTableFull];
+    pub const ALL: &[Self] = &[
+        Self::EndedTableFull,
+        Self::CreatorTableFull,
+        Self::FilterTableFull,
+        Self::CgroupPathMissing,
+    ];
 
     /// The name of the cause, which is stable.
     pub const fn as_str(self) -> &'static str {
@@ -99,6 +123,7 @@ impl ProcessLoss {
             Self::EndedTableFull => "ended_table_full",
             Self::CreatorTableFull => "creator_table_full",
             Self::FilterTableFull => "filter_table_full",
+            Self::CgroupPathMissing => "cgroup_path_missing",
         }
     }
 }
