@@ -1,6 +1,7 @@
 //! Cgroups: ids and paths in every hierarchy, and groups against the kernel's own books.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
@@ -11,7 +12,8 @@ use std::{
 };
 
 use ebpfmetrics::{
-    Cgroups, CpuProbe, MemProbe, Probe as _, ProbeSet, group::group_by, process::CgroupHierarchy,
+    Cgroups, CpuProbe, ErrorKind, MemProbe, Probe as _, ProbeSet, group::group_by,
+    process::CgroupHierarchy,
 };
 use ebpfmetrics_suite::{Workload, emulated, poll, skip};
 
@@ -261,5 +263,34 @@ fn groups_by_cgroup_are_what_the_kernel_says_of_the_cgroups() {
         assert!(ours <= truth + 2_000 + truth / 1000, "{context}");
         assert!(ours + most + unseen * 5_000_000 + truth / 1000 >= truth, "{context}");
         assert!(truth > 5_000_000, "{context}");
+    }
+}
+
+/// In a hierarchy of cgroup v1 a controller has paths; in the unified one it is none of its own.
+#[test]
+fn a_controller_without_a_hierarchy_is_an_error() {
+    let v1: BTreeSet<String> = fs::read_to_string("/proc/self/cgroup")
+        .unwrap()
+        .lines()
+        .flat_map(|line| line.split(':').nth(1).unwrap().split(',').map(str::to_owned))
+        .collect();
+    for name in ["memory", "cpuacct", "net_cls", "perf_event", "hugetlb", "io", "no such"] {
+        let exists = v1.contains(if name == "io" { "blkio" } else { name });
+        for hierarchy in
+            [CgroupHierarchy::controller(name), CgroupHierarchy::Controller(name.into())]
+        {
+            let set = ProbeSet::builder().cgroup_hierarchy(hierarchy).build();
+            match set {
+                Ok(set) => {
+                    assert!(exists, "{name}");
+                    assert!(!set.cgroups().unwrap().is_empty(), "{name}");
+                }
+                Err(error) => {
+                    assert!(!exists, "{name}: {error}");
+                    assert_eq!(error.kind(), ErrorKind::InvalidOption);
+                    assert!(error.to_string().contains(name), "{error}");
+                }
+            }
+        }
     }
 }
