@@ -12,7 +12,9 @@ use std::{
 };
 
 use ebpfmetrics::{
-    Cgroups, CpuProbe, ErrorKind, MemProbe, Probe as _, ProbeSet, group::group_by,
+    Cgroups, CpuProbe, ErrorKind, Filter, MemProbe, Probe as _, ProbeSet,
+    cpu::CpuSnapshot,
+    group::{group_by, group_by_cgroup},
     process::CgroupHierarchy,
 };
 use ebpfmetrics_suite::{Workload, emulated, poll, skip};
@@ -292,5 +294,76 @@ fn a_controller_without_a_hierarchy_is_an_error() {
                 }
             }
         }
+    }
+}
+
+/// Two cgroups in which processes can be moved, with their ids.
+struct Pair {
+    groups: [Accounted; 2],
+    ids: [u64; 2],
+}
+
+impl Pair {
+    fn new(name: &str) -> Self {
+        let groups = [1, 2].map(|index| Accounted::new(&format!("{name}-{index}")));
+        let ids = [0, 1].map(|at: usize| fs::metadata(&groups[at].directory).unwrap().ino());
+        Self { groups, ids }
+    }
+
+    /// CPU time by cgroup: ours and the kernel's.
+    fn check(&self, snapshot: &CpuSnapshot, before: [u64; 2], slack_ns: u64) {
+        let groups = group_by_cgroup(snapshot);
+        for at in 0..2 {
+            let usage = groups.groups.get(&self.ids[at]).map(|group| group.usage.cpu_time);
+            let ours = usage.unwrap_or_default().as_nanos() as u64;
+            let truth = self.groups[at].used_ns() - before[at];
+            println!("{at}: {ours} ns, the kernel {truth} ns");
+            assert!(ours.abs_diff(truth) <= slack_ns + truth / 500, "{:?}", snapshot.losses);
+        }
+        assert_eq!(groups.sum().cpu_time, snapshot.sum().cpu_time);
+    }
+
+    fn used(&self) -> [u64; 2] {
+        [self.groups[0].used_ns(), self.groups[1].used_ns()]
+    }
+
+    fn probe(&self, filter: Filter) -> CpuProbe {
+        let hierarchy = self.groups[0].hierarchy.clone();
+        CpuProbe::builder().cgroup_hierarchy(hierarchy).filter(filter).load().unwrap()
+    }
+}
+
+/// A tick that is charged to the cgroup that was just entered, and the last steps.
+fn slack(moves: u64) -> u64 {
+    moves * if emulated() { 20_000_000 } else { 5_000_000 }
+}
+
+#[test]
+fn usage_before_a_move_counts_where_it_was_used() {
+    let pair = Pair::new("moved");
+    let mut probe = pair.probe(Filter::All);
+    for workload in [&["spin", "1"][..], &["spin", "40"]] {
+        let work = Workload::start(WORKLOAD, workload);
+        work.stop();
+        pair.groups[0].hold(&work);
+        probe.reset().unwrap();
+        let before = pair.used();
+        work.resume();
+        for group in [1, 0, 1] {
+            sleep(Duration::from_millis(150));
+            pair.groups[group].hold(&work);
+        }
+        sleep(Duration::from_millis(100));
+        work.stop();
+        // in one window, and again in the next, which has nothing
+        let snapshot = probe.reset().unwrap();
+        pair.check(&snapshot, before, slack(4));
+        let before = pair.used();
+        pair.check(&probe.snapshot().unwrap(), before, slack(1));
+        work.resume();
+        pair.groups[0].hold(&work);
+        sleep(Duration::from_millis(100));
+        work.stop();
+        pair.check(&probe.snapshot().unwrap(), before, slack(4));
     }
 }

@@ -34,10 +34,10 @@ struct {
 	__type(value, struct process_cgroup_path_record);
 } cgroup_path SEC(".maps");
 
-/* Whether a cgroup is in the hierarchy that cgroup ids belong to. */
-static __always_inline bool is_in_hierarchy(struct cgroup *group)
+/* Whether a cgroup is in the hierarchy that cgroup ids belong to. `task` is any task. */
+static __always_inline bool is_in_hierarchy(struct cgroup *group, struct task_struct *task)
 {
-	struct cgroup *other = cgroup_of(true, (void *)bpf_get_current_task());
+	struct cgroup *other = cgroup_of(true, task);
 
 	return BPF_CORE_READ(group, root) == BPF_CORE_READ(other, root);
 }

@@ -47,10 +47,12 @@ struct {
 enum process_change {
 	PROCESS_CHANGE_ENDED = 0, /* a process exited or was released */
 	PROCESS_CHANGE_CGROUP_REMOVED = 1,
+	PROCESS_CHANGE_MOVE_BEGUN = 2, /* of a thread to another cgroup */
+	PROCESS_CHANGE_MOVE_DONE = 3,
 	PROCESS_CHANGES,
 };
 
-/* How often it changed. Per CPU: one writer each. */
+/* How often it changed. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, PROCESS_CHANGES);
@@ -63,7 +65,7 @@ static __always_inline void count_change(u32 change)
 	u64 *n = bpf_map_lookup_elem(&changes, &change);
 
 	if (n)
-		*n += 1;
+		__sync_fetch_and_add(n, 1);
 }
 
 /* Sum of the final records that `ended` had no room for. Per CPU: one writer each. */

@@ -6,14 +6,16 @@ use super::{
     cgroups::{MAX_REMOVED, RemovedCgroups},
     clocks::scheduler_offset,
     collector::{Collector, Read, WalkTimes},
-    column::{Column, Columns, RowSource, TypedColumn, is_system_record, program_costs},
+    column::{Column, Columns, RowSource, is_system_record, program_costs},
     filter::{Filter, SharedFilter},
     handlers::{
         HANDLERS, exchange, hierarchy, load_handlers, require, walk_program, without_probe_maps,
     },
     hidden::Hidden,
     loading::Loading,
+    moves::{MAX_MOVED, Moves, place_threads},
     table::{Observed, ProcessTable},
+    typed_column::TypedColumn,
     walk::{End, RecordBuffer, Walked, read_ends},
 };
 use crate::{
@@ -24,8 +26,8 @@ use crate::{
     probe::{Cost, Degraded, Health},
     process::{CgroupHierarchy, ProcessId},
     record::{
-        ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord, ended_flags,
-        process_change, section_number,
+        ProcessCreatorRecord, ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord,
+        ended_flags, process_change, section_number,
     },
     snapshot::{Handle, Loss, LossScope, Losses, Snapshot, Window},
 };
@@ -46,6 +48,7 @@ pub(crate) struct Options {
     /// Fewer than usual, in tests.
     pub(crate) max_filtered: u32,
     pub(crate) max_removed: u32,
+    pub(crate) max_moved: u32,
 }
 
 impl Default for Options {
@@ -57,6 +60,7 @@ impl Default for Options {
             max_ended: 32_768,
             max_filtered: super::filter::MAX_PROCESSES,
             max_removed: MAX_REMOVED,
+            max_moved: MAX_MOVED,
         }
     }
 }
@@ -65,7 +69,7 @@ impl Default for Options {
 pub(crate) fn requirements() -> Requirements {
     Requirements {
         tracepoints: (HANDLERS.iter().map(|(_, tracepoint, ..)| *tracepoint))
-            .chain(["cgroup_rmdir"])
+            .chain(["cgroup_attach_task", "cgroup_rmdir"])
             .collect(),
         iterators: ["bpf_map_elem", "task"].into(),
     }
@@ -121,7 +125,9 @@ impl Engine {
         let loader = ObjectLoader::new(PROCESS, ebpf_probes::PROCESS)
             .override_global("cgroup_hierarchy", cgroup_number)
             .map_max_entries("ended", options.max_ended)
-            .map_max_entries("removed_cgroups", options.max_removed);
+            .map_max_entries("removed_cgroups", options.max_removed)
+            .map_max_entries("cgroup_parts", options.max_moved)
+            .map_max_entries("cgroup_places", options.max_moved);
         let loader = filter.size_maps(filter.configure(loader), options.max_filtered);
         let mut base = without_probe_maps(loader).load(kernel)?;
         let walk_program = walk_program(kernel);
@@ -131,6 +137,11 @@ impl Engine {
             base.attach(dispatcher, tracepoint, kernel)?;
         }
         base.attach("process_on_cgroup_removal", "cgroup_rmdir", kernel)?;
+        let on_move = match walk_program {
+            "process_walk_plain" => "process_on_move_plain",
+            _ => "process_on_move",
+        };
+        base.attach(on_move, "cgroup_attach_task", kernel)?;
         base.load_iterator("process_parents", "task", kernel)?;
         base.load_callable("process_read_clocks")?;
         filter.begin(&base)?;
@@ -165,6 +176,9 @@ impl Engine {
             options,
         };
         engine.read(Read::Reset)?;
+        if place_threads(&engine.base, &engine.walked)? {
+            engine.read(Read::Reset)?;
+        }
         if engine.options.filter == Filter::All {
             let shows_first = engine.table.ids().first().is_some_and(|id| id.pid == 1);
             engine.hidden = Hidden::needed(sees_all, shows_first);
@@ -299,6 +313,7 @@ impl Engine {
         let hidden = self.hidden.complete(&mut self.walked.processes);
         // After the walk: a process that is gone by now is here, or will be.
         let changes = changes(&self.base, process_change::ENDED)?;
+        let moves = Moves::read(&self.base)?;
         let mut ends = match self.ends == (Ends { changes, left: 0 }) {
             true => Vec::new(),
             false => self.read_ends()?,
@@ -313,7 +328,8 @@ impl Engine {
             scheduler_offset_ns,
         };
         let creators = self.base.lookup_and_delete_batch("creators")?;
-        let is_after = |(child, _): &&(ProcessKey, ProcessKey)| child.start_ns > walk.boottime_ns;
+        let is_after =
+            |(child, _): &&(ProcessKey, ProcessCreatorRecord)| child.start_ns > walk.boottime_ns;
         let after_walk = creators.iter().filter(is_after).count() as u64;
         self.forks += self.forks_after_walk + creators.len() as u64 - after_walk;
         self.forks_after_walk = after_walk;
@@ -322,6 +338,7 @@ impl Engine {
             buffer: &self.buffer,
             ends: &ends,
             creators,
+            moves: &moves,
             overflow: &overflow,
             hidden: &hidden,
         };
@@ -331,6 +348,7 @@ impl Engine {
             |key: &&ProcessKey| ends.binary_search_by_key(&key.id(), |end| end.id).is_ok();
         self.ends = Ends { changes, left: ends.len() - gone.iter().filter(deleted).count() };
         let ids = self.table.ids();
+        moves.delete_ended(&self.base, |id| ids.binary_search(&id).is_ok())?;
         // they ended without a row in any window
         let is_unlisted = |key: &ProcessKey| {
             let id = key.id();
@@ -371,6 +389,8 @@ impl Engine {
     fn end_window(&mut self) {
         let end_ns = self.walk.monotonic_ns;
         let gone = self.table.rebase(&mut self.columns);
+        // also where a machine hides releases
+        let _ = self.base.delete_batch("cgroup_places", &gone);
         for (_, column) in &mut self.columns {
             // What cannot be deleted now is deleted when its key comes up again.
             let _ = column.forget(&gone);

@@ -2,9 +2,11 @@
 
 use super::{
     collector::{Collector, WalkTimes},
-    column::{Columns, TypedColumn, is_system_record},
+    column::{Columns, is_system_record},
     engine::assemble,
+    moves::Moves,
     table::{Observed, ProcessTable},
+    typed_column::TypedColumn,
     walk::{RecordBuffer, Walked},
 };
 use crate::{
@@ -65,6 +67,7 @@ impl Harness {
             buffer: &self.buffer,
             ends: &[],
             creators: Vec::new(),
+            moves: &Moves::default(),
             overflow: &[],
             hidden: &[],
         };

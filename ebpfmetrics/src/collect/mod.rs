@@ -15,9 +15,11 @@ pub(crate) mod harness;
 mod hidden;
 mod loading;
 mod members;
+mod moves;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
+mod typed_column;
 mod walk;
 
 pub(crate) use column::program_costs;

@@ -65,7 +65,10 @@ pub mod process_change {
     /// A process exited or was released.
     pub const ENDED: u32 = 0;
     pub const CGROUP_REMOVED: u32 = 1;
-    pub const COUNT: u32 = 2;
+    /// Of a thread to another cgroup.
+    pub const MOVE_BEGUN: u32 = 2;
+    pub const MOVE_DONE: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 /// Sum of the final records that `ended` had no room for. Per CPU: one writer each.
@@ -94,6 +97,32 @@ pub struct ProcessSettledRecord {
     pub threads: u64,
 }
 
+/// `enum process_cgroup`.
+pub mod process_cgroup {
+    /// Where it was before its first move; user space knows it.
+    pub const FIRST: u32 = 0;
+}
+
+/// `struct process_part_key`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bytemuck::Pod, bytemuck::Zeroable,
+)]
+pub struct ProcessPartKey {
+    pub process: ProcessKey,
+    pub cgroup_id: u64,
+}
+
+/// Usage in a cgroup; modulo 2^64, because the sum of an entered cgroup is negative.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProcessPartRecord {
+    pub cpu: CpuTotalsRecord,
+    pub disk: DiskTotalsRecord,
+    pub minor_faults: u64,
+    pub major_faults: u64,
+}
+
 /// Names and order become `ProcessLoss` in Rust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -106,6 +135,8 @@ pub enum ProcessLoss {
     FilterTableFull,
     /// `removed_cgroups` full: a path is unknown.
     CgroupPathMissing,
+    /// `cgroup_parts` full: usage is shown in the new cgroup.
+    CgroupMoveMissing,
 }
 
 impl ProcessLoss {
@@ -115,6 +146,7 @@ impl ProcessLoss {
         Self::CreatorTableFull,
         Self::FilterTableFull,
         Self::CgroupPathMissing,
+        Self::CgroupMoveMissing,
     ];
 
     /// The name of the cause, which is stable.
@@ -124,6 +156,7 @@ impl ProcessLoss {
             Self::CreatorTableFull => "creator_table_full",
             Self::FilterTableFull => "filter_table_full",
             Self::CgroupPathMissing => "cgroup_path_missing",
+            Self::CgroupMoveMissing => "cgroup_move_missing",
         }
     }
 }
@@ -147,6 +180,14 @@ pub struct ProcessParentRecord {
     pub head: RecordHead,
     pub process: ProcessKey,
     pub parent: ProcessKey,
+}
+
+/// How a process began.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProcessCreatorRecord {
+    pub creator: ProcessKey,
+    pub cgroup_id: u64,
 }
 
 /// BPF's clock and the scheduler's clock. User space runs the program that reads them, right
