@@ -7,7 +7,8 @@ use std::{
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
     process::Command,
-    thread::sleep,
+    sync::Barrier,
+    thread::{self, sleep},
     time::Duration,
 };
 
@@ -333,9 +334,9 @@ impl Pair {
     }
 }
 
-/// A tick that is charged to the cgroup that was just entered, and the last steps.
+/// On cgroup v2 the kernel rounds to 1 us. Here the difference is 0 if nothing ends.
 fn slack(moves: u64) -> u64 {
-    moves * if emulated() { 20_000_000 } else { 5_000_000 }
+    moves * if emulated() { 10_000_000 } else { 200_000 }
 }
 
 #[test]
@@ -366,4 +367,129 @@ fn usage_before_a_move_counts_where_it_was_used() {
         work.stop();
         pair.check(&probe.snapshot().unwrap(), before, slack(4));
     }
+}
+
+/// The process ends in the window in which it moves, and no walk shows it.
+#[test]
+fn a_process_that_moves_and_ends_in_one_window_is_divided() {
+    let pair = Pair::new("ended");
+    let mut probe = pair.probe(Filter::All);
+    let before = pair.used();
+    let script = "echo 0 > \"$1\"/cgroup.procs; i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; \
+        echo 0 > \"$2\"/cgroup.procs; while [ $i -lt 90000 ]; do i=$((i+1)); done";
+    let directories = pair.groups.each_ref().map(|group| &group.directory);
+    let mut child =
+        Command::new("sh").args(["-c", script, "sh"]).args(directories).spawn().unwrap();
+    let pid = child.id();
+    child.wait().unwrap();
+    let ended = poll(Duration::from_secs(10), || {
+        let snapshot = probe.snapshot().unwrap();
+        snapshot.process(pid).is_some_and(|row| row.info.exited).then_some(snapshot)
+    });
+    let snapshot = ended.expect("its end");
+    assert_eq!(snapshot.process(pid).unwrap().info.cgroup_id, Some(pair.ids[1]));
+    pair.check(&snapshot, before, slack(5));
+}
+
+/// Burns CPU time in a thread, in a cgroup of its own.
+fn burn_in(group: &Accounted, threads_file: &str, time: Duration) {
+    let thread = fs::read_link("/proc/thread-self").unwrap();
+    let tid = thread.file_name().unwrap().as_bytes();
+    fs::write(group.directory.join(threads_file), tid).unwrap();
+    let used = || schedstat_of(&thread);
+    let start = used();
+    while used() - start < time.as_nanos() as u64 {}
+}
+
+fn schedstat_of(thread: &Path) -> u64 {
+    let stat = fs::read_to_string(Path::new("/proc").join(thread).join("schedstat")).unwrap();
+    stat.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn threads_in_cgroups_of_their_own_have_their_own_usage() {
+    let pair = Pair::new("threads");
+    let file = match pair.groups[0].hierarchy {
+        CgroupHierarchy::Unified => "cgroup.threads",
+        _ => "tasks",
+    };
+    if file == "cgroup.threads" {
+        for group in &pair.groups {
+            if fs::write(group.directory.join("cgroup.type"), "threaded").is_err() {
+                return skip("threaded_cgroups", "this cgroup cannot have threaded ones");
+            }
+        }
+    }
+    let (hold, held) = (Barrier::new(3), Barrier::new(3));
+    thread::scope(|scope| {
+        let worker = |at: usize| {
+            let (pair, hold, held) = (&pair, &hold, &held);
+            move || {
+                let time = Duration::from_millis(100 * (at as u64 + 1));
+                burn_in(&pair.groups[at], file, time);
+                // starts in the cgroup of the thread that starts it, and ends
+                thread::scope(|inner| {
+                    inner.spawn(|| burn_in(&pair.groups[at], file, time));
+                });
+                hold.wait();
+                held.wait();
+            }
+        };
+        let mut probe = pair.probe(Filter::All);
+        let before = pair.used();
+        let threads = [0, 1].map(|at| scope.spawn(worker(at)));
+        hold.wait();
+        sleep(Duration::from_millis(50));
+        pair.check(&probe.snapshot().unwrap(), before, slack(2));
+        // a set that is loaded later finds them where they are
+        let mut late = pair.probe(Filter::All);
+        let before_late = pair.used();
+        held.wait();
+        threads.map(|thread| thread.join().unwrap());
+        sleep(Duration::from_millis(50));
+        pair.check(&probe.reset().unwrap(), before, slack(4));
+        pair.check(&late.snapshot().unwrap(), before_late, slack(4));
+    });
+}
+
+#[test]
+fn what_a_process_uses_outside_the_filters_cgroup_does_not_count() {
+    let pair = Pair::new("filter");
+    let inside = Filter::cgroup(pair.ids[0]);
+    let mut probe = pair.probe(inside.clone());
+    let work = Workload::start(WORKLOAD, &["spin", "3"]);
+    sleep(Duration::from_millis(100));
+    let check = |probe: &mut CpuProbe, before: u64, moves| {
+        let snapshot = probe.reset().unwrap();
+        let ours = snapshot.sum().cpu_time.as_nanos() as u64;
+        let truth = pair.groups[0].used_ns() - before;
+        println!("{ours} ns, the kernel {truth} ns");
+        assert!(ours.abs_diff(truth) <= slack(moves) + truth / 500, "{ours} {truth} {snapshot:?}");
+        assert_eq!(snapshot.losses.get("exit_record_missing"), Some(0));
+        truth
+    };
+    // in, out and in again: in one window, and with a read at each step
+    let mut before = pair.groups[0].used_ns();
+    for reads in [false, true] {
+        for group in [0, 1, 0, 1, 0] {
+            pair.groups[group].hold(&work);
+            sleep(Duration::from_millis(60));
+            if reads {
+                work.stop();
+                before += check(&mut probe, before, 5);
+                work.resume();
+            }
+        }
+        work.stop();
+        before += check(&mut probe, before, 5);
+        work.resume();
+    }
+    sleep(Duration::from_millis(60));
+    pair.groups[1].hold(&work);
+    let pid = work.pid();
+    drop(work);
+    let snapshot = probe.snapshot().unwrap();
+    assert!(snapshot.process(pid).unwrap().info.exited);
+    check(&mut probe, before, 5);
+    assert_eq!(probe.snapshot().unwrap().processes, []);
 }

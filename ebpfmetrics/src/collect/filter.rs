@@ -290,7 +290,7 @@ mod tests {
         BufReader::new(shell.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         assert_eq!((line.as_str(), filtered()), ("started\n", 3));
         let losses = engine.base().losses("process_losses", ProcessLoss::ALL.len()).unwrap();
-        assert_eq!(losses, [0, 0, 2]);
+        assert_eq!(losses, [0, 0, 2, 0, 0]);
     }
 
     #[test]
