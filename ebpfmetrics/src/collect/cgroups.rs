@@ -110,9 +110,23 @@ impl ProcessCgroupPathRecord {
     }
 }
 
+/// Directory of a hierarchy in which cgroups can be made.
+#[cfg(test)]
+pub(super) fn mounted(engine: &Engine) -> PathBuf {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let hierarchy = engine.cgroup_hierarchy().to_string();
+    let mut mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let mount = mounts.find(|mount| match mount[2] {
+        "cgroup2" => hierarchy == "unified",
+        "cgroup" => mount[3].split(',').any(|option| option == hierarchy),
+        _ => false,
+    });
+    mount.expect("a mounted hierarchy")[1].into()
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, time::Instant};
+    use std::{fs, path::Path};
 
     use super::*;
     use crate::{
@@ -141,19 +155,6 @@ mod tests {
         assert_eq!((path(&removed, 4), path(&removed, 3)), (None, Some("/c".into())));
         removed.end_window();
         assert_eq!(removed.forgotten(), 0);
-    }
-
-    /// Directory of a hierarchy in which cgroups can be made.
-    fn mounted(engine: &Engine) -> PathBuf {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let hierarchy = engine.cgroup_hierarchy().to_string();
-        let mut mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let mount = mounts.find(|mount| match mount[2] {
-            "cgroup2" => hierarchy == "unified",
-            "cgroup" => mount[3].split(',').any(|option| option == hierarchy),
-            _ => false,
-        });
-        mount.expect("a mounted hierarchy")[1].into()
     }
 
     #[test]
@@ -195,9 +196,7 @@ mod tests {
         let path = Path::new("/").join(name(9));
         let id = make(9);
         assert_eq!(engine.cgroups().unwrap().path(id), Some(&*path));
-        let start = Instant::now();
         engine.snapshot(Read::Reset).unwrap();
-        println!("{:?}", start.elapsed());
         assert_eq!(engine.cgroups().unwrap().path(id), Some(&*path));
     }
 }

@@ -128,3 +128,78 @@ pub(super) fn place_threads(base: &Object, walked: &Walked) -> Result<bool> {
     base.update_batch("cgroup_places", &places)?;
     Ok(!places.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::MetadataExt as _,
+        path::{Path, PathBuf},
+        process::{Child, Command},
+    };
+
+    use super::*;
+    use crate::{
+        collect::{
+            collector::Read,
+            engine::{Engine, Options},
+        },
+        kernel::Kernel,
+        probes::cpu::CpuProbeBuilder,
+    };
+
+    struct Sleeper(Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    struct Group(PathBuf);
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir(&self.0);
+        }
+    }
+
+    #[test]
+    fn moves_that_find_no_room_are_counted_and_divide_nothing() {
+        let kernel = Kernel::read().unwrap();
+        let options = Options { max_moved: 2, ..Options::default() };
+        let mut engine = Engine::load(options, &kernel).unwrap();
+        let cpu = engine.add::<crate::probes::cpu::Cpu>(CpuProbeBuilder::default(), &kernel);
+        let cpu = cpu.unwrap();
+        let mounted = crate::collect::cgroups::mounted(&engine);
+        let group = Group(mounted.join(format!("ebpfmetrics-full-{}", std::process::id())));
+        fs::create_dir(&group.0).unwrap();
+        let id = fs::metadata(&group.0).unwrap().ino();
+        let sleepers: Vec<_> =
+            (0..4).map(|_| Sleeper(Command::new("sleep").arg("60").spawn().unwrap())).collect();
+        engine.snapshot(Read::Snapshot).unwrap();
+        let into = |group: &Path, sleeper: &Sleeper| {
+            fs::write(group.join("cgroup.procs"), sleeper.0.id().to_string()).unwrap();
+        };
+        sleepers.iter().for_each(|sleeper| into(&group.0, sleeper));
+        // one process fills the table of parts
+        engine.snapshot(Read::Snapshot).unwrap();
+        let snapshot = engine.snapshot(Read::Snapshot).unwrap();
+        assert!(snapshot.losses.get("cgroup_move_missing") >= Some(3));
+        for sleeper in &sleepers {
+            let row = snapshot.process(sleeper.0.id()).unwrap();
+            assert_eq!(row.info.cgroup_id, Some(id));
+            let parts = row.other_cgroups(cpu).iter();
+            assert!(
+                parts.map(|part| part.total.cpu_time).sum::<std::time::Duration>()
+                    <= row.total(cpu).cpu_time
+            );
+        }
+        let divided = |sleeper: &&Sleeper| {
+            !snapshot.process(sleeper.0.id()).unwrap().other_cgroups(cpu).is_empty()
+        };
+        assert!(sleepers.iter().filter(divided).count() <= 1);
+        drop(sleepers);
+    }
+}
