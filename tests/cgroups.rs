@@ -314,10 +314,10 @@ impl Pair {
     /// CPU time by cgroup: ours and the kernel's.
     fn check(&self, snapshot: &CpuSnapshot, before: [u64; 2], slack_ns: u64) {
         let groups = group_by_cgroup(snapshot);
-        for at in 0..2 {
+        for (at, before) in before.into_iter().enumerate() {
             let usage = groups.groups.get(&self.ids[at]).map(|group| group.usage.cpu_time);
             let ours = usage.unwrap_or_default().as_nanos() as u64;
-            let truth = self.groups[at].used_ns() - before[at];
+            let truth = self.groups[at].used_ns() - before;
             println!("{at}: {ours} ns, the kernel {truth} ns");
             assert!(ours.abs_diff(truth) <= slack_ns + truth / 500, "{:?}", snapshot.losses);
         }
@@ -445,7 +445,7 @@ fn threads_in_cgroups_of_their_own_have_their_own_usage() {
         let mut late = pair.probe(Filter::All);
         let before_late = pair.used();
         held.wait();
-        threads.map(|thread| thread.join().unwrap());
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
         sleep(Duration::from_millis(50));
         pair.check(&probe.reset().unwrap(), before, slack(4));
         pair.check(&late.snapshot().unwrap(), before_late, slack(4));

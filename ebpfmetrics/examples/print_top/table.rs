@@ -13,7 +13,9 @@ use crossterm::{
     terminal::{self, *},
 };
 use ebpfmetrics::disk::DiskCounters;
-use ebpfmetrics::{Cgroups, CpuUsage, MemUsage, Probe, ProbeSet, Snapshot, Window};
+use ebpfmetrics::{
+    Cgroups, CpuUsage, MemUsage, Probe, ProbeSet, Snapshot, Window, group::group_by_cgroup,
+};
 
 use crate::{Handles, Options};
 
@@ -110,7 +112,7 @@ impl<'a> Table<'a> {
         let mut rows = self.processes(snapshot);
         let summary = self.summary(snapshot, &rows);
         if self.options.cgroup.is_some() {
-            rows = self.by_cgroup(&rows, &set.cgroups()?);
+            rows = self.by_cgroup(&rows, snapshot, &set.cgroups()?);
         }
         let (name, .., figure) = COLUMNS[self.options.sort];
         rows.sort_by(|a, b| {
@@ -150,9 +152,20 @@ impl<'a> Table<'a> {
         rows.collect()
     }
 
-    fn by_cgroup(&mut self, rows: &[Row], now: &Cgroups) -> Vec<Row> {
+    /// Sums by cgroup. What was used before a process moved counts where it was used.
+    fn by_cgroup(&mut self, rows: &[Row], snapshot: &Snapshot, now: &Cgroups) -> Vec<Row> {
         let mut groups = BTreeMap::<u64, Row>::new();
         rows.iter().for_each(|row| groups.entry(row.cgroup_id).or_default().add(row));
+        if let Some(cpu) = self.handles.cpu {
+            for (id, group) in group_by_cgroup(&snapshot.of(cpu)).groups {
+                groups.entry(id).or_default().cpu = Some(group.usage);
+            }
+        }
+        if let Some(mem) = self.handles.mem {
+            for (id, group) in group_by_cgroup(&snapshot.of(mem)).groups {
+                groups.entry(id).or_default().mem = Some(group.usage);
+            }
+        }
         for (&id, group) in &mut groups {
             if let Some(path) = now.path(id) {
                 // it may hold anything

@@ -1,12 +1,11 @@
 //! The engine of a set: loads the object `process`, walks, and keeps the table.
 
-use std::collections::BTreeSet;
-
 use super::{
+    assemble::assemble,
     cgroups::{MAX_REMOVED, RemovedCgroups},
     clocks::scheduler_offset,
     collector::{Collector, Read, WalkTimes},
-    column::{Column, Columns, RowSource, is_system_record, program_costs},
+    column::{Columns, is_system_record, program_costs},
     filter::{Filter, SharedFilter},
     handlers::{
         HANDLERS, exchange, hierarchy, load_handlers, require, walk_program, without_probe_maps,
@@ -474,35 +473,6 @@ impl Engine {
 /// How often something has changed in the kernel, see `enum process_change`.
 pub(super) fn changes(base: &Object, change: u32) -> Result<u64> {
     Ok(base.per_cpu_element::<u64>("changes", change)?.iter().sum())
-}
-
-/// Makes the snapshot of a window. `losses` are those of the set itself.
-pub(super) fn assemble(
-    window: Window,
-    table: &ProcessTable,
-    columns: &Columns,
-    mut losses: Losses,
-) -> Snapshot {
-    let late: BTreeSet<ProcessId> =
-        columns.iter().flat_map(|(_, column)| column.late_processes()).collect();
-    let most = table.ids().len() + late.len();
-    let (mut rows, mut sources) = (Vec::with_capacity(most), Vec::with_capacity(most));
-    for (index, id, info) in table.rows() {
-        rows.push((id, info));
-        sources.push(RowSource::Entry(index));
-    }
-    for id in late {
-        if let Err(place) = rows.binary_search_by_key(&id, |(id, _)| *id) {
-            rows.insert(place, (id, table.info(id)));
-            sources.insert(place, RowSource::Late(id));
-        }
-    }
-    let part = |(id, column): &(u64, Box<dyn Column>)| {
-        (*id, column.part(&sources, table.ids(), window.end_ns))
-    };
-    columns.iter().for_each(|(_, column)| losses += &column.losses());
-    let parts = columns.iter().map(part).collect();
-    Snapshot::from_parts(window, losses, rows, table.overflow(), parts)
 }
 
 /// In another PID namespace start times of hidden processes come from `/proc`, in units of

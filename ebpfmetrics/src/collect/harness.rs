@@ -1,9 +1,9 @@
 //! The user side of a set without a kernel, for benches.
 
 use super::{
+    assemble::assemble,
     collector::{Collector, WalkTimes},
     column::{Columns, is_system_record},
-    engine::assemble,
     moves::Moves,
     table::{Observed, ProcessTable},
     typed_column::TypedColumn,

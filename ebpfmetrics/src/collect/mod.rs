@@ -1,6 +1,7 @@
 //! From walks and final records to rows: one process table per set of probes, with one column
 //! of counters per probe. Knows no probe.
 
+mod assemble;
 mod cell;
 mod cgroups;
 mod clocks;

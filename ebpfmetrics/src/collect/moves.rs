@@ -138,7 +138,6 @@ mod tests {
         process::{Child, Command},
     };
 
-    use super::*;
     use crate::{
         collect::{
             collector::Read,
