@@ -74,8 +74,13 @@ static __always_inline void add_part(struct process_part_record *sum,
 	u64 *to = (void *)sum;
 
 #pragma clang loop unroll(full)
-	for (u32 i = 0; i < sizeof(*sum) / sizeof(u64); i++)
-		__sync_fetch_and_add(&to[i], from[i] * sign);
+	for (u32 i = 0; i < sizeof(*sum) / sizeof(u64); i++) {
+		u64 add = from[i] * sign;
+
+		/* of a known 0 the compiler would make an atomic "or", which 5.10 does not have */
+		asm volatile("" : "+r"(add));
+		__sync_fetch_and_add(&to[i], add);
+	}
 }
 
 static __always_inline struct process_part_record *part_of(const struct process_part_key *key)
