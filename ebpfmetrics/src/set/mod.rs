@@ -58,8 +58,8 @@ pub type HandleOf<B> = Handle<
 /// A set without probes lists the processes.
 ///
 /// * **Source**: a BPF iterator over all tasks; the tracepoints `sched_process_fork`,
-///   `sched_process_exit`, `sched_process_free` and `cgroup_rmdir`, however many probes the set
-///   has.
+///   `sched_process_exit`, `sched_process_free`, `cgroup_attach_task` and `cgroup_rmdir`, however
+///   many probes the set has.
 /// * **Kernel**: Linux 5.10 with BTF.
 /// * **Capabilities**: `CAP_BPF` and `CAP_PERFMON`, or root.
 /// * **Kernel memory**: up to 0.9 KiB per process that has ended since the last read, see
