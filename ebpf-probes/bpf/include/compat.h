@@ -58,6 +58,15 @@ static __always_inline bool is_running(struct task_struct *task, struct rq *rq)
 	       !*(volatile unsigned char *)&task->se.sched_delayed;
 }
 
+/* Whether a task has not left its CPU. By helper: the field is one byte in 7.3. */
+static __always_inline bool is_on_cpu(struct task_struct *task)
+{
+	u32 on_cpu = 0;
+
+	bpf_core_read(&on_cpu, bpf_core_field_size(task->on_cpu), &task->on_cpu);
+	return on_cpu;
+}
+
 /* Whether a run queue has the CPU time of all its tasks: CONFIG_SCHEDSTATS. */
 static __always_inline bool has_run_queue_cpu_time(void)
 {

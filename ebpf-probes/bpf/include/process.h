@@ -84,7 +84,7 @@ static __always_inline void read_scheduling(struct process_info_record *info,
 	else
 		bpf_core_read(&info->cpu, sizeof(info->cpu), &before_5_16->cpu);
 	info->flags |= PROCESS_HAS_SCHEDULING;
-	if (info->state & TASK_DEAD && info->threads == 1 && !task->on_cpu)
+	if (info->state & TASK_DEAD && info->threads == 1 && !is_on_cpu(task))
 		info->flags |= PROCESS_IS_SETTLED;
 }
 
