@@ -59,7 +59,13 @@ fn call(times: u64) {
 #[test]
 fn lifecycle_tracepoints_have_one_program_however_many_probes() {
     let _alone = alone();
-    let lifecycle = ["sched_process_exit", "sched_process_fork", "sched_process_free"];
+    let lifecycle = [
+        "cgroup_attach_task",
+        "cgroup_rmdir",
+        "sched_process_exit",
+        "sched_process_fork",
+        "sched_process_free",
+    ];
     let one_each: BTreeMap<_, _> = lifecycle.map(|name| (name.to_owned(), 1)).into();
     assert_eq!(attached(), BTreeMap::new());
     let mut probes = ProbeSet::new().unwrap();

@@ -152,7 +152,10 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let ticks = tick(options.interval.into());
     for _ in 0..intervals {
         select! {
-            recv(ticks) -> _ => show(&set.reset()?, options, &mut table, live)?,
+            recv(ticks) -> _ => {
+                let snapshot = set.reset()?;
+                show(&snapshot, &set, options, &mut table, live)?;
+            }
             recv(stopped) -> _ => break,
         }
     }
@@ -161,13 +164,14 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
 
 fn show(
     snapshot: &Snapshot,
+    set: &ProbeSet,
     options: &Options,
     table: &mut table::Table<'_>,
     live: bool,
 ) -> anyhow::Result<()> {
     match options.json {
         true => json::print(snapshot),
-        false => Ok(table.print(snapshot, live)?),
+        false => table.print(snapshot, set, live),
     }
 }
 
@@ -190,7 +194,8 @@ fn watch(options: &Options, command: &mut Command) -> anyhow::Result<ExitCode> {
     loop {
         next += *options.interval;
         let has_ended = job.wait_timeout(next.saturating_duration_since(Instant::now()))?;
-        show(&job.reset()?, options, &mut table, false)?;
+        let snapshot = job.reset()?;
+        show(&snapshot, job.as_ref(), options, &mut table, false)?;
         if has_ended {
             break;
         }

@@ -51,12 +51,11 @@ struct {
 /* The maximum number of levels between a cgroup and the filter's cgroup. */
 #define CGROUP_DEPTH 16
 
-/* Whether a task is in the filter's cgroup. `rarely` is a constant, as for FOLLOW(). */
-static __always_inline bool is_in_filter_cgroup(bool rarely, struct task_struct *task)
+/* Whether a cgroup, which has this id, is the filter's cgroup or below it. */
+static __always_inline bool is_below_filter_cgroup(struct cgroup *group, u64 id)
 {
-	struct cgroup *group = cgroup_of(rarely, task);
-	u64 id = cgroup_id(rarely, group), *known;
 	u32 slot = id % KNOWN_CGROUPS;
+	u64 *known;
 	bool inside = false;
 
 	known = bpf_map_lookup_elem(&known_cgroups, &slot);
@@ -71,6 +70,14 @@ static __always_inline bool is_in_filter_cgroup(bool rarely, struct task_struct 
 	}
 	*known = id << 1 | inside;
 	return inside;
+}
+
+/* Whether a task is in the filter's cgroup. `rarely` is a constant, as for FOLLOW(). */
+static __always_inline bool is_in_filter_cgroup(bool rarely, struct task_struct *task)
+{
+	struct cgroup *group = cgroup_of(rarely, task);
+
+	return is_below_filter_cgroup(group, cgroup_id(rarely, group));
 }
 
 /*

@@ -68,6 +68,10 @@ typedef struct {
 	u32 val;
 } kuid_t;
 
+struct list_head {
+	struct list_head *next;
+};
+
 struct task_struct;
 struct mm_struct;
 
@@ -110,9 +114,12 @@ struct cgroup_subsys_state {
 	struct cgroup_subsys_state *parent;
 };
 
+struct cgroup_root;
+
 struct cgroup {
 	struct cgroup_subsys_state self;
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
 };
 
 struct css_set {
@@ -142,6 +149,7 @@ struct task_io_accounting {
 struct signal_struct {
 	atomic_t live;
 	int nr_threads;
+	struct list_head thread_head;
 	int group_exit_code;
 	unsigned int flags;
 	u64 utime;
@@ -179,6 +187,7 @@ struct task_struct {
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
+	struct list_head thread_node; /* in signal_struct::thread_head */
 	u64 utime;
 	u64 stime;
 	unsigned long nvcsw;

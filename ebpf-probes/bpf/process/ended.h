@@ -43,24 +43,29 @@ struct {
 	__type(value, struct process_ended_record);
 } ended SEC(".maps");
 
-/*
- * How often a process exited or was released. User space reads `ended` only if this has
- * changed. Per CPU: one writer each.
- */
+/* What user space reads only if it has changed. */
+enum process_change {
+	PROCESS_CHANGE_ENDED = 0, /* a process exited or was released */
+	PROCESS_CHANGE_CGROUP_REMOVED = 1,
+	PROCESS_CHANGE_MOVE_BEGUN = 2, /* of a thread to another cgroup */
+	PROCESS_CHANGE_MOVE_DONE = 3,
+	PROCESS_CHANGES,
+};
+
+/* How often it changed. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, PROCESS_CHANGES);
 	__type(key, u32);
 	__type(value, u64);
-} ended_changes SEC(".maps");
+} changes SEC(".maps");
 
-static __always_inline void count_ended_change(void)
+static __always_inline void count_change(u32 change)
 {
-	u32 zero = 0;
-	u64 *n = bpf_map_lookup_elem(&ended_changes, &zero);
+	u64 *n = bpf_map_lookup_elem(&changes, &change);
 
 	if (n)
-		*n += 1;
+		__sync_fetch_and_add(n, 1);
 }
 
 /* Sum of the final records that `ended` had no room for. Per CPU: one writer each. */

@@ -8,8 +8,10 @@
  * attached and jump to the current handlers, so no event is missed or handled twice.
  */
 #include "probe.h"
+#include "process/cgroups.h"
 #include "process/ended.h"
 #include "process/ends.h"
+#include "process/moves.h"
 #include "process/walk.h"
 
 EBPFMETRICS_LICENSE;
@@ -19,6 +21,8 @@ enum process_loss {
 	PROCESS_LOSS_ENDED_TABLE_FULL, /* `ended` full: a process is only in `overflow` */
 	PROCESS_LOSS_CREATOR_TABLE_FULL, /* `creators` full: the creator of a process is unknown */
 	PROCESS_LOSS_FILTER_TABLE_FULL, /* `filtered` full: a process and its children are missing */
+	PROCESS_LOSS_CGROUP_PATH_MISSING, /* `removed_cgroups` full: a path is unknown */
+	PROCESS_LOSS_CGROUP_MOVE_MISSING, /* `cgroup_parts` full: usage is shown in the new cgroup */
 	PROCESS_LOSSES,
 };
 
@@ -47,6 +51,12 @@ int process_parents(struct bpf_iter__task *ctx)
 	return 0;
 }
 
+/* How a process began. */
+struct process_creator_record {
+	struct process_key creator;
+	u64 cgroup_id;
+};
+
 /*
  * The creators of processes that were started since user space last read and deleted the
  * entries. Allocated as used; 16,384 entries; each is written once. A process gets another
@@ -57,7 +67,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 16384);
 	__type(key, struct process_key);
-	__type(value, struct process_key);
+	__type(value, struct process_creator_record);
 } creators SEC(".maps");
 
 /*
@@ -125,17 +135,22 @@ static __always_inline void remove_from_filter(struct task_struct *leader)
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
 {
-	struct process_key key, creator;
+	struct process_creator_record how = {};
+	struct process_key key;
 
-	if (child->tgid == parent->tgid)
+	if (child->tgid == parent->tgid) {
+		if (!place_new_thread(parent, child))
+			count_process_loss(PROCESS_LOSS_CGROUP_MOVE_MISSING);
 		return 0;
+	}
 	if (filter_mode == FILTER_TREE)
 		add_to_filter(parent, child);
 	if (!passes_filter_as(child, child->tgid))
 		return 0;
 	key = process_key_of_leader(child);
-	creator = process_key_of(parent);
-	if (bpf_map_update_elem(&creators, &key, &creator, BPF_ANY))
+	how.creator = process_key_of(parent);
+	how.cgroup_id = cgroup_id(true, cgroup_of(true, child));
+	if (bpf_map_update_elem(&creators, &key, &how, BPF_ANY))
 		count_process_loss(PROCESS_LOSS_CREATOR_TABLE_FULL);
 	if (mem_on)
 		mem_fork(child);
@@ -162,6 +177,12 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	bool is_last = task->signal->live.counter == 0;
 	struct process_ended_record *record;
 
+	if (has_own_place(task)) {
+		count_change(PROCESS_CHANGE_MOVE_BEGUN);
+		if (!move_one_thread(task, 0, true))
+			count_process_loss(PROCESS_LOSS_CGROUP_MOVE_MISSING);
+		count_change(PROCESS_CHANGE_MOVE_DONE);
+	}
 	if (!passes_filter_as(task, task->tgid)) {
 		if (mem_on && is_last)
 			mem_forget(task); /* it may have been in the filter's cgroup before */
@@ -196,7 +217,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	record->ended_ns = bpf_ktime_get_ns();
 	/* stored, for two threads that exit at once may both be the last; the release is later */
 	record->flags = ENDED_EXITED;
-	count_ended_change();
+	count_change(PROCESS_CHANGE_ENDED);
 	return 0;
 }
 
@@ -217,6 +238,7 @@ int BPF_PROG(process_release, struct task_struct *task)
 	if (task->pid != task->tgid)
 		return 0;
 	remove_from_filter(task);
+	forget_place(&key);
 	record = bpf_map_lookup_elem(&ended, &key);
 	if (!record && filter_mode == FILTER_ALL) {
 		/* its exit was not seen, or found no room */
@@ -247,8 +269,68 @@ int BPF_PROG(process_release, struct task_struct *task)
 	__builtin_memcpy(record->info.comm, task->comm, sizeof(record->info.comm));
 	record->info.threads = record->threads;
 	record->flags = ENDED_EXITED | ENDED_RELEASED;
-	count_ended_change();
+	count_change(PROCESS_CHANGE_ENDED);
 	return 0;
+}
+
+/*
+ * A cgroup is removed. Nothing can find its path afterwards. It is the path at this moment:
+ * a cgroup of v1 may have been renamed, and so may those above it.
+ */
+SEC("tp_btf/cgroup_rmdir")
+int BPF_PROG(process_on_cgroup_removal, struct cgroup *group, const char *path)
+{
+	if (!is_in_hierarchy(group, (void *)bpf_get_current_task()))
+		return 0;
+	if (!store_path(group, path))
+		count_process_loss(PROCESS_LOSS_CGROUP_PATH_MISSING);
+	count_change(PROCESS_CHANGE_CGROUP_REMOVED);
+	return 0;
+}
+
+/*
+ * A thread has moved to another cgroup, or a process with all its threads. The kernel holds
+ * the mutex of cgroups: one move at a time.
+ */
+static __always_inline int on_move(struct cgroup *group, struct task_struct *task, bool all,
+				   bool plain)
+{
+	bool has_room;
+	u64 to;
+
+	if (!is_in_hierarchy(group, task))
+		return 0;
+	to = BPF_CORE_READ(group, kn, id);
+	if (filter_mode == FILTER_CGROUP) {
+		if (!is_below_filter_cgroup(group, to))
+			to = CGROUP_OUTSIDE;
+	} else if (!passes_filter_as(task, task->tgid)) {
+		return 0;
+	}
+	count_change(PROCESS_CHANGE_MOVE_BEGUN);
+	if (all || task->pid == task->tgid)
+		has_room = move_process(task, to, !all, plain);
+	else
+		has_room = move_one_thread(task, to, false);
+	if (!has_room)
+		count_process_loss(PROCESS_LOSS_CGROUP_MOVE_MISSING);
+	count_change(PROCESS_CHANGE_MOVE_DONE);
+	return 0;
+}
+
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(process_on_move, struct cgroup *group, const char *path, struct task_struct *task,
+	     bool all)
+{
+	return on_move(group, task, all, false);
+}
+
+/* Before 6.2, as `process_walk_plain`. */
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(process_on_move_plain, struct cgroup *group, const char *path,
+	     struct task_struct *task, bool all)
+{
+	return on_move(group, task, all, true);
 }
 
 /*
@@ -284,6 +366,8 @@ int process_read_clocks(void *ctx)
 	EMIT_BTF(struct process_thread_record);
 	EMIT_BTF(struct process_settled_record);
 	EMIT_BTF(struct process_parent_record);
+	EMIT_BTF(enum process_cgroup);
+	EMIT_BTF(enum process_change);
 	EMIT_BTF(enum process_flags);
 	EMIT_BTF(enum process_kind);
 	EMIT_BTF(enum section_number);

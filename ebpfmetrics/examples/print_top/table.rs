@@ -1,7 +1,7 @@
 use std::{
     cmp::Ordering,
     collections::BTreeMap,
-    io::{self, IsTerminal, Write, stdout},
+    io::{IsTerminal, Write, stdout},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use crossterm::{
 };
 use ebpfmetrics::disk::DiskCounters;
 use ebpfmetrics::{
-    Cgroups, CpuUsage, MemUsage, Probe, ProbeSet, Snapshot, Window, process::CgroupHierarchy,
+    Cgroups, CpuUsage, MemUsage, Probe, ProbeSet, Snapshot, Window, group::group_by_cgroup,
 };
 
 use crate::{Handles, Options};
@@ -83,7 +83,6 @@ impl Row {
 pub(crate) struct Table<'a> {
     options: &'a Options,
     handles: Handles,
-    hierarchy: CgroupHierarchy,
     /// Names of cgroups, also of those that have been deleted since.
     cgroups: BTreeMap<u64, String>,
     unavailable: Vec<String>,
@@ -98,18 +97,22 @@ impl<'a> Table<'a> {
         let degraded = set.health()?.degraded.into_iter();
         let unavailable = degraded.map(|it| format!("Unavailable: {} ({})", it.feature, it.reason));
         let unavailable = unavailable.collect();
-        let hierarchy = set.cgroup_hierarchy().clone();
-        Ok(Self { options, handles, hierarchy, cgroups: BTreeMap::new(), unavailable })
+        Ok(Self { options, handles, cgroups: BTreeMap::new(), unavailable })
     }
 
     /// Prints a summary and the rows; a live table in place of the previous one, as far as
     /// the terminal has room.
-    pub(crate) fn print(&mut self, snapshot: &Snapshot, live: bool) -> io::Result<()> {
+    pub(crate) fn print(
+        &mut self,
+        snapshot: &Snapshot,
+        set: &ProbeSet,
+        live: bool,
+    ) -> anyhow::Result<()> {
         let window = snapshot.window;
         let mut rows = self.processes(snapshot);
         let summary = self.summary(snapshot, &rows);
         if self.options.cgroup.is_some() {
-            rows = self.by_cgroup(&rows);
+            rows = self.by_cgroup(&rows, snapshot, &set.cgroups()?);
         }
         let (name, .., figure) = COLUMNS[self.options.sort];
         rows.sort_by(|a, b| {
@@ -122,14 +125,15 @@ impl<'a> Table<'a> {
         let text = summary + &draw(&rows, window);
         let mut out = stdout().lock();
         if !live {
-            return writeln!(out, "{}", text.trim_end());
+            writeln!(out, "{}", text.trim_end())?;
+            return Ok(());
         }
         queue!(out, BeginSynchronizedUpdate, DisableLineWrap, MoveTo(0, 0), Clear(ClearType::All))?;
         for line in text.lines().take(limit.saturating_sub(1)) {
             queue!(out, Print(line), Print("\r\n"))?;
         }
         queue!(out, EnableLineWrap, EndSynchronizedUpdate)?;
-        out.flush()
+        Ok(out.flush()?)
     }
 
     fn processes(&self, snapshot: &Snapshot) -> Vec<Row> {
@@ -148,10 +152,20 @@ impl<'a> Table<'a> {
         rows.collect()
     }
 
-    fn by_cgroup(&mut self, rows: &[Row]) -> Vec<Row> {
+    /// Sums by cgroup. What was used before a process moved counts where it was used.
+    fn by_cgroup(&mut self, rows: &[Row], snapshot: &Snapshot, now: &Cgroups) -> Vec<Row> {
         let mut groups = BTreeMap::<u64, Row>::new();
         rows.iter().for_each(|row| groups.entry(row.cgroup_id).or_default().add(row));
-        let now = Cgroups::of(&self.hierarchy);
+        if let Some(cpu) = self.handles.cpu {
+            for (id, group) in group_by_cgroup(&snapshot.of(cpu)).groups {
+                groups.entry(id).or_default().cpu = Some(group.usage);
+            }
+        }
+        if let Some(mem) = self.handles.mem {
+            for (id, group) in group_by_cgroup(&snapshot.of(mem)).groups {
+                groups.entry(id).or_default().mem = Some(group.usage);
+            }
+        }
         for (&id, group) in &mut groups {
             if let Some(path) = now.path(id) {
                 // it may hold anything

@@ -1,5 +1,7 @@
 //! What a probe knows of one process.
 
+use std::collections::BTreeMap;
+
 use bytemuck::Zeroable as _;
 
 use super::{
@@ -13,10 +15,20 @@ pub(super) struct Cell<C: Collector> {
     pub(super) last: C::Counters,
     pub(super) baseline: C::Counters,
     pub(super) gauges: C::Gauges,
+    /// The parts of these counters in other cgroups than the present one.
+    pub(super) parts: Vec<Part<C::Counters>>,
     /// Nothing has been taken in yet.
     pub(super) is_new: bool,
     /// It was gone when the probe was added: what its final record says is of before.
     pub(super) starts_late: bool,
+}
+
+/// What a process used in a cgroup where it is not, or not with all threads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part<T> {
+    pub(super) cgroup_id: u64,
+    pub(super) last: T,
+    pub(super) baseline: T,
 }
 
 impl<C: Collector> Default for Cell<C> {
@@ -25,6 +37,7 @@ impl<C: Collector> Default for Cell<C> {
             last: C::Counters::zeroed(),
             baseline: C::Counters::zeroed(),
             gauges: C::Gauges::default(),
+            parts: Vec::new(),
             is_new: true,
             starts_late: false,
         }
@@ -56,5 +69,48 @@ impl<C: Collector> Cell<C> {
 
     pub(super) fn in_window(&self) -> C::Counters {
         counters::subtract(&self.last, &self.baseline)
+    }
+
+    /// Divides the counters. `before` is the cgroup that had the rest until now, `present` the
+    /// one that has it from now on. `parts` are signed sums since the process began.
+    pub(super) fn split(&mut self, before: u64, present: u64, parts: &BTreeMap<u64, C::Counters>) {
+        if before != present {
+            let others = self.parts.iter().map(|part| &part.baseline);
+            let others = others.fold(C::Counters::zeroed(), |sum, it| counters::add(&sum, it));
+            let baseline = counters::subtract(&self.baseline, &others);
+            self.parts.push(Part { cgroup_id: before, last: baseline, baseline });
+            self.parts.retain(|part| part.cgroup_id != present);
+        }
+        for (&cgroup_id, sum) in parts.iter().filter(|(id, _)| **id != present) {
+            let at = self.parts.iter().position(|part| part.cgroup_id == cgroup_id);
+            let at = at.unwrap_or_else(|| {
+                let none = C::Counters::zeroed();
+                self.parts.push(Part { cgroup_id, last: none, baseline: none });
+                self.parts.len() - 1
+            });
+            let part = &mut self.parts[at];
+            let now = C::complete_part(&counters::unsigned(sum), &part.baseline);
+            part.last = counters::max(&part.last, &now);
+        }
+    }
+
+    /// The parts in the window and since the start: together no more than the whole.
+    pub(super) fn divided(&self) -> impl Iterator<Item = (u64, C::Counters, C::Counters)> + '_ {
+        let (mut in_window, mut last) = (self.in_window(), self.last);
+        let take = |rest: &mut C::Counters, part: &C::Counters| {
+            let taken = counters::min(rest, part);
+            *rest = counters::subtract(rest, &taken);
+            taken
+        };
+        self.parts.iter().map(move |part| {
+            let of_window = take(&mut in_window, &counters::subtract(&part.last, &part.baseline));
+            (part.cgroup_id, of_window, take(&mut last, &part.last))
+        })
+    }
+
+    /// Starts the counters at those that have been taken in.
+    pub(super) fn rebase(&mut self) {
+        self.baseline = self.last;
+        self.parts.iter_mut().for_each(|part| part.baseline = part.last);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     object::Object,
     probe::Degraded,
     process::{Comm, ProcessId, ProcessInfo, ThreadId},
-    record::{ProcessEndedRecord, ProcessOverflowRecord, ProcessSettledRecord},
+    record::{ProcessEndedRecord, ProcessOverflowRecord, ProcessPartRecord, ProcessSettledRecord},
     snapshot::{LossCause, Source, Usage, Window},
 };
 
@@ -123,6 +123,25 @@ pub trait Collector: Sized + Send + 'static {
     /// The kernel cannot be read; the window stays open.
     fn end_walk(&mut self, _walk: &WalkTimes, _processes: &mut Readings<'_, Self>) -> Result<()> {
         Ok(())
+    }
+
+    /// Signed counters of a part of a process's usage, from the kernel's counts at moves between
+    /// cgroups. Built-in probes only; without it everything is in the present cgroup.
+    #[doc(hidden)]
+    fn part(_record: &ProcessPartRecord) -> Option<Self::Counters> {
+        None
+    }
+
+    /// The counters of a thread alone, for the same purpose.
+    #[doc(hidden)]
+    fn own(_record: Record<'_>, _walk: &WalkTimes) -> Result<Option<Self::Counters>> {
+        Ok(None)
+    }
+
+    /// Completes the counters of a part that began the window with `baseline`.
+    #[doc(hidden)]
+    fn complete_part(part: &Self::Counters, _baseline: &Self::Counters) -> Self::Counters {
+        *part
     }
 
     /// The next counters after `last`, which have been reported: never less.

@@ -42,6 +42,30 @@ pub fn max<C: Counters>(one: &C, other: &C) -> C {
     zip(one, other, u64::max)
 }
 
+/// Adds modulo 2^64.
+pub(crate) fn wrapping_add<C: Counters>(one: &C, other: &C) -> C {
+    zip(one, other, u64::wrapping_add)
+}
+
+/// Subtracts a signed sum. Nothing is below zero.
+pub(crate) fn subtract_signed<C: Counters>(one: &C, other: &C) -> C {
+    zip(one, other, |one, other| positive(one.wrapping_sub(other)))
+}
+
+/// A signed sum, where nothing is below zero.
+pub(crate) fn unsigned<C: Counters>(sum: &C) -> C {
+    zip(sum, sum, |sum, _| positive(sum))
+}
+
+fn positive(signed: u64) -> u64 {
+    if signed > i64::MAX as u64 { 0 } else { signed }
+}
+
+/// The smaller of each field.
+pub(crate) fn min<C: Counters>(one: &C, other: &C) -> C {
+    zip(one, other, u64::min)
+}
+
 /// Whether every counter is zero.
 pub(crate) fn is_zero<C: Counters>(counters: &C) -> bool {
     bytemuck::bytes_of(counters).iter().all(|byte| *byte == 0)
@@ -58,6 +82,12 @@ mod tests {
         assert_eq!(max(&[5_u64, 1], &[3, 40]), [5, 40]);
         assert_eq!(add(&[u64::MAX], &[1]), [u64::MAX]);
         assert_eq!((add(&(), &()), subtract(&(), &()), max(&(), &())), ((), (), ()));
+        let entered = wrapping_add(&[0_u64, 3], &[5_u64.wrapping_neg(), 1]);
+        assert_eq!(unsigned(&entered), [0, 4]);
+        assert_eq!(
+            (subtract_signed(&[9, 1], &entered), min(&[5_u64, 1], &[3, 4])),
+            ([14, 0], [3, 1])
+        );
         assert!(is_zero(&[0_u64; 3]) && !is_zero(&[0_u64, 1]) && is_zero(&()));
     }
 }

@@ -1,18 +1,20 @@
 //! The engine of a set: loads the object `process`, walks, and keeps the table.
 
-use std::collections::BTreeSet;
-
 use super::{
+    assemble::assemble,
+    cgroups::{MAX_REMOVED, RemovedCgroups},
     clocks::scheduler_offset,
     collector::{Collector, Read, WalkTimes},
-    column::{Column, Columns, RowSource, TypedColumn, is_system_record, program_costs},
+    column::{Columns, is_system_record, program_costs},
     filter::{Filter, SharedFilter},
     handlers::{
         HANDLERS, exchange, hierarchy, load_handlers, require, walk_program, without_probe_maps,
     },
     hidden::Hidden,
     loading::Loading,
+    moves::{MAX_MOVED, Moves, place_threads},
     table::{Observed, ProcessTable},
+    typed_column::TypedColumn,
     walk::{End, RecordBuffer, Walked, read_ends},
 };
 use crate::{
@@ -23,8 +25,8 @@ use crate::{
     probe::{Cost, Degraded, Health},
     process::{CgroupHierarchy, ProcessId},
     record::{
-        ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord, ended_flags,
-        section_number,
+        ProcessCreatorRecord, ProcessEndedRecord, ProcessKey, ProcessLoss, ProcessOverflowRecord,
+        ended_flags, process_change, section_number,
     },
     snapshot::{Handle, Loss, LossScope, Losses, Snapshot, Window},
 };
@@ -46,6 +48,8 @@ pub(crate) struct Options {
     pub(crate) max_filtered: u32,
     /// The process that starts what a job measures.
     pub(crate) caller: Option<u32>,
+    pub(crate) max_removed: u32,
+    pub(crate) max_moved: u32,
 }
 
 impl Default for Options {
@@ -57,6 +61,8 @@ impl Default for Options {
             max_ended: 32_768,
             max_filtered: super::filter::MAX_PROCESSES,
             caller: None,
+            max_removed: MAX_REMOVED,
+            max_moved: MAX_MOVED,
         }
     }
 }
@@ -64,7 +70,9 @@ impl Default for Options {
 /// What a set needs of a machine, whatever its probes.
 pub(crate) fn requirements() -> Requirements {
     Requirements {
-        tracepoints: HANDLERS.iter().map(|(_, tracepoint, ..)| *tracepoint).collect(),
+        tracepoints: (HANDLERS.iter().map(|(_, tracepoint, ..)| *tracepoint))
+            .chain(["cgroup_attach_task", "cgroup_rmdir"])
+            .collect(),
         iterators: ["bpf_map_elem", "task"].into(),
     }
 }
@@ -79,6 +87,7 @@ pub(crate) struct Engine {
     options: Options,
     cgroup_hierarchy: CgroupHierarchy,
     cgroup_number: i32,
+    pub(super) removed_cgroups: RemovedCgroups,
     shared_filter: SharedFilter,
     sees_all: bool,
     hidden: Hidden,
@@ -117,7 +126,10 @@ impl Engine {
         let filter = &options.filter;
         let loader = ObjectLoader::new(PROCESS, ebpf_probes::PROCESS)
             .override_global("cgroup_hierarchy", cgroup_number)
-            .map_max_entries("ended", options.max_ended);
+            .map_max_entries("ended", options.max_ended)
+            .map_max_entries("removed_cgroups", options.max_removed)
+            .map_max_entries("cgroup_parts", options.max_moved)
+            .map_max_entries("cgroup_places", options.max_moved);
         let loader = filter.size_maps(filter.configure(loader), options.max_filtered);
         let mut base = without_probe_maps(loader).load(kernel)?;
         let walk_program = walk_program(kernel);
@@ -126,6 +138,12 @@ impl Engine {
         for (dispatcher, tracepoint, ..) in HANDLERS {
             base.attach(dispatcher, tracepoint, kernel)?;
         }
+        base.attach("process_on_cgroup_removal", "cgroup_rmdir", kernel)?;
+        let on_move = match walk_program {
+            "process_walk_plain" => "process_on_move_plain",
+            _ => "process_on_move",
+        };
+        base.attach(on_move, "cgroup_attach_task", kernel)?;
         base.load_iterator("process_parents", "task", kernel)?;
         base.load_callable("process_read_clocks")?;
         filter.begin(&base)?;
@@ -143,6 +161,7 @@ impl Engine {
             walk_program,
             cgroup_hierarchy,
             cgroup_number,
+            removed_cgroups: RemovedCgroups::new(options.max_removed as usize),
             shared_filter,
             sees_all,
             hidden: Hidden::None,
@@ -160,6 +179,9 @@ impl Engine {
             options,
         };
         engine.read(Read::Reset)?;
+        if place_threads(&engine.base, &engine.walked)? {
+            engine.read(Read::Reset)?;
+        }
         if engine.options.filter == Filter::All {
             let shows_first = engine.table.ids().first().is_some_and(|id| id.pid == 1);
             engine.hidden = Hidden::needed(sees_all, shows_first);
@@ -293,7 +315,8 @@ impl Engine {
         self.walked.read(&self.buffer, |head| is_system_record(columns, head))?;
         let hidden = self.hidden.complete(&mut self.walked.processes);
         // After the walk: a process that is gone by now is here, or will be.
-        let changes: u64 = self.base.per_cpu_element::<u64>("ended_changes", 0)?.iter().sum();
+        let changes = changes(&self.base, process_change::ENDED)?;
+        let moves = Moves::read(&self.base)?;
         let mut ends = match self.ends == (Ends { changes, left: 0 }) {
             true => Vec::new(),
             false => self.read_ends()?,
@@ -308,7 +331,8 @@ impl Engine {
             scheduler_offset_ns,
         };
         let creators = self.base.lookup_and_delete_batch("creators")?;
-        let is_after = |(child, _): &&(ProcessKey, ProcessKey)| child.start_ns > walk.boottime_ns;
+        let is_after =
+            |(child, _): &&(ProcessKey, ProcessCreatorRecord)| child.start_ns > walk.boottime_ns;
         let after_walk = creators.iter().filter(is_after).count() as u64;
         self.forks += self.forks_after_walk + creators.len() as u64 - after_walk;
         self.forks_after_walk = after_walk;
@@ -317,6 +341,7 @@ impl Engine {
             buffer: &self.buffer,
             ends: &ends,
             creators,
+            moves: &moves,
             overflow: &overflow,
             hidden: &hidden,
         };
@@ -326,6 +351,7 @@ impl Engine {
             |key: &&ProcessKey| ends.binary_search_by_key(&key.id(), |end| end.id).is_ok();
         self.ends = Ends { changes, left: ends.len() - gone.iter().filter(deleted).count() };
         let ids = self.table.ids();
+        moves.delete_ended(&self.base, |id| ids.binary_search(&id).is_ok())?;
         // they ended without a row in any window
         let is_unlisted = |key: &ProcessKey| {
             let id = key.id();
@@ -333,6 +359,7 @@ impl Engine {
         };
         let unlisted: Vec<_> = gone.into_iter().filter(is_unlisted).collect();
         self.columns.iter_mut().try_for_each(|(_, column)| column.forget(&unlisted))?;
+        self.removed_cgroups.read(&self.base)?;
         self.read_losses()?;
         self.walk = walk;
         Ok(())
@@ -365,12 +392,15 @@ impl Engine {
     fn end_window(&mut self) {
         let end_ns = self.walk.monotonic_ns;
         let gone = self.table.rebase(&mut self.columns);
+        // also where a machine hides releases
+        let _ = self.base.delete_batch("cgroup_places", &gone);
         for (_, column) in &mut self.columns {
             // What cannot be deleted now is deleted when its key comes up again.
             let _ = column.forget(&gone);
             column.rebase(end_ns);
         }
         self.losses_before.clone_from(&self.losses);
+        self.removed_cgroups.end_window();
         self.window_start_ns = end_ns;
     }
 
@@ -381,7 +411,10 @@ impl Engine {
         let causes = ProcessLoss::ALL.iter().map(|cause| cause.as_ref().to_owned());
         let causes = causes.chain(["run_skipped".to_owned()]);
         let missing = self.table.exit_record_missing();
-        let missing = [("exit_record_missing".to_owned(), missing)];
+        let missing = [
+            ("exit_record_missing".to_owned(), missing),
+            (ProcessLoss::CgroupPathMissing.to_string(), self.removed_cgroups.forgotten()),
+        ];
         let all = causes.zip(grown).chain(missing);
         Losses::new(
             all.map(|(cause, count)| Loss::new(PROCESS, cause, count, LossScope::Processes)),
@@ -441,33 +474,9 @@ impl Engine {
     }
 }
 
-/// Makes the snapshot of a window. `losses` are those of the set itself.
-pub(super) fn assemble(
-    window: Window,
-    table: &ProcessTable,
-    columns: &Columns,
-    mut losses: Losses,
-) -> Snapshot {
-    let late: BTreeSet<ProcessId> =
-        columns.iter().flat_map(|(_, column)| column.late_processes()).collect();
-    let most = table.ids().len() + late.len();
-    let (mut rows, mut sources) = (Vec::with_capacity(most), Vec::with_capacity(most));
-    for (index, id, info) in table.rows() {
-        rows.push((id, info));
-        sources.push(RowSource::Entry(index));
-    }
-    for id in late {
-        if let Err(place) = rows.binary_search_by_key(&id, |(id, _)| *id) {
-            rows.insert(place, (id, table.info(id)));
-            sources.insert(place, RowSource::Late(id));
-        }
-    }
-    let part = |(id, column): &(u64, Box<dyn Column>)| {
-        (*id, column.part(&sources, table.ids(), window.end_ns))
-    };
-    columns.iter().for_each(|(_, column)| losses += &column.losses());
-    let parts = columns.iter().map(part).collect();
-    Snapshot::from_parts(window, losses, rows, table.overflow(), parts)
+/// How often something has changed in the kernel, see `enum process_change`.
+pub(super) fn changes(base: &Object, change: u32) -> Result<u64> {
+    Ok(base.per_cpu_element::<u64>("changes", change)?.iter().sum())
 }
 
 /// In another PID namespace start times of hidden processes come from `/proc`, in units of

@@ -44,9 +44,9 @@ pub enum Filter {
     /// A cgroup and the cgroups at most 15 levels below it, by its id
     /// ([`Cgroups::id`](crate::Cgroups::id)) in the hierarchy of the set.
     ///
-    /// A process that moves in is measured from then on. A process that moves out is reported as
-    /// exited, with its usage up to the last snapshot, and is counted as the loss
-    /// `exit_record_missing`.
+    /// A process is measured while its main thread is inside. What it uses outside does not count,
+    /// however often it moves. A process that moves out is reported as exited, with its usage up
+    /// to the move. A move that cannot be followed is counted as the loss `cgroup_move_missing`.
     Cgroup(u64),
 }
 
@@ -292,7 +292,7 @@ mod tests {
         BufReader::new(shell.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         assert_eq!((line.as_str(), filtered()), ("started\n", 3));
         let losses = engine.base().losses("process_losses", ProcessLoss::ALL.len()).unwrap();
-        assert_eq!(losses, [0, 0, 2]);
+        assert_eq!(losses, [0, 0, 2, 0, 0]);
     }
 
     #[test]

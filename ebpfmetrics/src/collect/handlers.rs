@@ -65,9 +65,15 @@ pub(crate) fn hierarchy(
     };
     match wanted {
         Some(hierarchy) => match number(hierarchy) {
-            Some(number) => Ok((hierarchy.clone(), number)),
-            None => {
-                let text = format!("this kernel has no cgroup controller {hierarchy}");
+            Some(number) if hierarchy.exists() => Ok((hierarchy.clone(), number)),
+            known => {
+                let text = match known {
+                    Some(_) => format!(
+                        "no cgroup v1 hierarchy has the controller {hierarchy}: mount one, or \
+                         choose the unified hierarchy"
+                    ),
+                    None => format!("this kernel has no cgroup controller {hierarchy}"),
+                };
                 Err(Error::new(ErrorKind::InvalidOption, text))
             }
         },

@@ -1,10 +1,12 @@
 //! The user side of a set without a kernel, for benches.
 
 use super::{
+    assemble::assemble,
     collector::{Collector, WalkTimes},
-    column::{Columns, TypedColumn, is_system_record},
-    engine::assemble,
+    column::{Columns, is_system_record},
+    moves::Moves,
     table::{Observed, ProcessTable},
+    typed_column::TypedColumn,
     walk::{RecordBuffer, Walked},
 };
 use crate::{
@@ -65,6 +67,7 @@ impl Harness {
             buffer: &self.buffer,
             ends: &[],
             creators: Vec::new(),
+            moves: &Moves::default(),
             overflow: &[],
             hidden: &[],
         };

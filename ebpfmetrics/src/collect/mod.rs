@@ -1,7 +1,9 @@
 //! From walks and final records to rows: one process table per set of probes, with one column
 //! of counters per probe. Knows no probe.
 
+mod assemble;
 mod cell;
+mod cgroups;
 mod clocks;
 pub(crate) mod collector;
 mod column;
@@ -14,9 +16,11 @@ pub(crate) mod harness;
 mod hidden;
 mod loading;
 mod members;
+mod moves;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
+mod typed_column;
 mod walk;
 
 pub(crate) use column::program_costs;

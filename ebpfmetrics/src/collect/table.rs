@@ -18,14 +18,15 @@ use self::{
     overflow::HeldOverflow,
 };
 use super::{
-    collector::{Task, WalkTimes},
+    collector::{Record, Task, WalkTimes},
     column::{Column, Places, WalkView},
+    moves::Moves,
     walk::{End, RecordBuffer, Walked},
 };
 use crate::{
     error::Result,
     process::{ProcessId, ProcessInfo},
-    record::{ProcessKey, ProcessOverflowRecord},
+    record::{ProcessCreatorRecord, ProcessKey, ProcessOverflowRecord},
 };
 
 /// A new process has its start time before a walk can see it.
@@ -38,7 +39,9 @@ pub(super) struct Observed<'a> {
     /// In ascending order of id.
     pub(super) ends: &'a [End],
     /// Processes that were started since the last read, with their creators.
-    pub(super) creators: Vec<(ProcessKey, ProcessKey)>,
+    pub(super) creators: Vec<(ProcessKey, ProcessCreatorRecord)>,
+    /// Moves between cgroups so far.
+    pub(super) moves: &'a Moves,
     pub(super) overflow: &'a [ProcessOverflowRecord],
     /// Processes of the walk that come from `/proc`.
     pub(super) hidden: &'a [ProcessId],
@@ -65,7 +68,7 @@ pub(super) struct ProcessTable {
     /// The last walk, `CLOCK_BOOTTIME`.
     walked_ns: u64,
     /// Of processes that are not in the table yet, with the number of reads since.
-    creators: HashMap<ProcessId, (ProcessId, u8)>,
+    creators: HashMap<ProcessId, (ProcessCreatorRecord, u8)>,
     /// Processes that are only counted together: in this window.
     overflow: u64,
     /// The kernel's own count since loading.
@@ -166,17 +169,20 @@ impl ProcessTable {
         columns: &mut [(u64, Box<dyn Column>)],
     ) -> Result<Vec<ProcessKey>> {
         let began_ns = *self.began_ns.get_or_insert(walk.boottime_ns);
-        for (process, creator) in observed.creators {
-            self.creators.insert(process.id(), (creator.id(), 0));
+        for &(process, creator) in &observed.creators {
+            self.creators.insert(process.id(), (creator, 0));
         }
         let is_first = self.walked_ns == 0;
         // What began after the walk did is of the next window.
         let in_time = |id: &ProcessId| id.start_time_ns <= walk.boottime_ns;
         let ends = || {
             let ends = observed.ends.iter().filter(|end| in_time(&end.id));
-            let is_of_a_window = |end: &&End| {
-                !is_first && end.id.start_time_ns >= began_ns && !self.has_left(end.id)
+            // or it has come into the filter's cgroup since
+            let is_in_time = |id: ProcessId| {
+                id.start_time_ns >= began_ns || self.admits_late && observed.moves.has(id)
             };
+            let is_of_a_window =
+                |end: &&End| !is_first && is_in_time(end.id) && !self.has_left(end.id);
             ends.filter(is_of_a_window).map(|end| end.id).collect::<Vec<_>>()
         };
         let walked = observed.walked.processes.iter().filter(|(id, _)| in_time(id)).copied();
@@ -185,15 +191,17 @@ impl ProcessTable {
             self.admits_late && !is_first && id.start_time_ns + STARTING_NS < walked_ns
         };
         for (from, index) in places.from.iter().zip(places.kept..) {
+            let id = self.ids[index];
             self.entries[index].is_late |=
-                from.is_none() && came_late(&self.ids[index], self.walked_ns);
+                from.is_none() && came_late(&id, self.walked_ns) && !observed.moves.has(id);
         }
         // also of an earlier read that failed
         let late: Vec<usize> =
             (0..self.entries.len()).filter(|index| self.entries[*index].is_late).collect();
         columns.iter_mut().for_each(|(_, column)| column.place(&places));
+        self.follow_moves(observed.moves, &seen, columns);
 
-        self.dispatch(observed.walked, observed.buffer, walk, columns)?;
+        self.dispatch(&observed, walk, columns)?;
         self.infos.clear();
         self.infos.extend(self.entries.iter().map(|entry| entry.info));
         let hidden = observed.hidden.iter().filter_map(|id| self.ids.binary_search(id).ok());
@@ -222,7 +230,9 @@ impl ProcessTable {
 
         let mut gone = self.take_ends(observed.ends, began_ns, &seen, &late, walk, columns);
         self.take_overflow(observed.overflow, walk.monotonic_ns, columns);
+        self.take_away(observed.moves, &seen, walk, columns);
         gone.extend(self.time_out(observed.ends, walk.monotonic_ns, columns));
+        self.divide(observed.moves, columns);
         self.release_overflow(observed.ends, walk.monotonic_ns, columns);
         late.iter().for_each(|index| self.entries[*index].is_late = false);
         self.walked_ns = walk.boottime_ns;
@@ -254,9 +264,7 @@ impl ProcessTable {
             while ends.next_if(|end| *end == entry.id).is_some() {}
             seen.push(alive.is_some());
             entry.follow(alive.map(|(_, info)| info), now_ns);
-            if let Some((creator, _)) = self.creators.remove(&entry.id) {
-                entry.info.creator = Some(creator);
-            }
+            entry.begin(self.creators.remove(&entry.id));
         }
         let kept = seen.len();
         let before = self.entries.split_off(kept);
@@ -274,17 +282,9 @@ impl ProcessTable {
             while ends.next_if(|end| *end == id).is_some() {}
             from.push(known.as_ref().map(|(_, index)| *index));
             seen.push(alive.is_some());
-            let mut entry = known.map(|(entry, _)| entry).unwrap_or_else(|| Entry {
-                id,
-                info: ProcessInfo::default(),
-                phase: Phase::Vanished { since_ns: now_ns },
-                is_settled: false,
-                is_late: false,
-            });
+            let mut entry = known.map_or_else(|| Entry::new(id, now_ns), |(entry, _)| entry);
             entry.follow(alive.map(|(_, info)| info), now_ns);
-            if let Some((creator, _)) = self.creators.remove(&id) {
-                entry.info.creator = Some(creator);
-            }
+            entry.begin(self.creators.remove(&id));
             self.entries.push(entry);
         }
         self.ids.truncate(kept);
@@ -295,11 +295,11 @@ impl ProcessTable {
     /// Gives the records of a walk to the columns.
     fn dispatch(
         &self,
-        walked: &Walked,
-        buffer: &RecordBuffer,
+        observed: &Observed<'_>,
         walk: &WalkTimes,
         columns: &mut [(u64, Box<dyn Column>)],
     ) -> Result<()> {
+        let (walked, buffer) = (observed.walked, observed.buffer);
         for &record in &walked.system {
             if let Some(column) = find(columns, record.head.section) {
                 column.system_record(record.head, buffer.get(record), walk)?;
@@ -326,9 +326,14 @@ impl ProcessTable {
                 comm: task.comm,
                 cgroup_id: task.cgroup_id,
             };
+            let elsewhere = self.is_elsewhere(observed.moves, &about);
             for &record in &walked.records[task.records.clone()] {
                 if let Some(column) = find(columns, record.head.section) {
-                    column.task_record(&about, record.head, buffer.get(record), walk)?;
+                    let (kind, bytes) = (record.head.kind, buffer.get(record));
+                    if let Some(cgroup_id) = elsewhere {
+                        column.elsewhere(index, cgroup_id, Record { kind, bytes }, walk)?;
+                    }
+                    column.task_record(&about, record.head, bytes, walk)?;
                 }
             }
         }
@@ -407,6 +412,7 @@ fn find(columns: &mut [(u64, Box<dyn Column>)], section: u16) -> Option<&mut dyn
 
 mod ending;
 mod entry;
+mod moved;
 mod overflow;
 #[cfg(test)]
 mod places;

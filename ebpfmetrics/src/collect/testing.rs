@@ -8,9 +8,11 @@ use super::{
     collector::{
         Collector, Ended, Progress, Reading, Record, Span, Task, WalkTimes, invalid_record,
     },
-    column::{Column, RowSource, TypedColumn},
+    column::{Column, RowSource},
     loading::Loading,
+    moves::Moves,
     table::{Observed, ProcessTable},
+    typed_column::TypedColumn,
     walk::{End, RecordBuffer, Walked},
 };
 use crate::{
@@ -19,9 +21,9 @@ use crate::{
     object::Object,
     process::{ProcessId, ProcessInfo},
     record::{
-        ProcessEndedRecord, ProcessKey, ProcessOverflowRecord, ProcessProcessRecord,
-        ProcessSettledRecord, ProcessThreadRecord, ProcessWalkRecord, RecordHead, ended_flags,
-        process_flags, process_kind, section_number,
+        ProcessCreatorRecord, ProcessEndedRecord, ProcessKey, ProcessOverflowRecord,
+        ProcessProcessRecord, ProcessSettledRecord, ProcessThreadRecord, ProcessWalkRecord,
+        RecordHead, ended_flags, process_flags, process_kind, section_number,
     },
     snapshot::{
         Source, TypedPart,
@@ -236,11 +238,12 @@ pub(super) fn settled(end: &End, count: u64, threads: u64) -> End {
 }
 
 /// A read of an imagined kernel.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct KernelRead {
     pub(super) walk: WalkBytes,
     pub(super) ends: Vec<End>,
-    pub(super) creators: Vec<(ProcessKey, ProcessKey)>,
+    pub(super) creators: Vec<(ProcessKey, ProcessCreatorRecord)>,
+    pub(super) moves: Moves,
     /// Processes, and what they counted.
     pub(super) overflow: (u64, u64),
 }
@@ -313,6 +316,7 @@ impl TestSet {
             buffer: &buffer,
             ends: &kernel.ends,
             creators: kernel.creators,
+            moves: &kernel.moves,
             overflow: &[overflow],
             hidden: &[],
         };

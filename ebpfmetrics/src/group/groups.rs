@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use crate::snapshot::{Row, Rows, Usage, sum_of};
 
@@ -44,14 +44,23 @@ pub struct Group<U> {
 impl<U: Usage> Group<U> {
     /// Adds a process.
     pub(super) fn add(&mut self, row: Row<'_, U>) {
-        if self.members() == 0 {
+        let is_empty = self.members() == 0;
+        self.add_usage(row.usage, row.total, is_empty);
+        self.count(row);
+    }
+
+    fn add_usage(&mut self, usage: &U, total: &U, is_empty: bool) {
+        if is_empty {
             // the default of a usage may lack values that the row has
-            self.usage = row.usage.clone();
-            self.total = row.total.clone();
+            self.usage = usage.clone();
+            self.total = total.clone();
         } else {
-            self.usage += row.usage;
-            self.total += row.total;
+            self.usage += usage;
+            self.total += total;
         }
+    }
+
+    fn count(&mut self, row: Row<'_, U>) {
         match row.info.exited {
             true => self.exited += 1,
             false => self.alive += 1,
@@ -75,8 +84,9 @@ impl<K, U: Default> Default for Groups<K, U> {
 impl<K, U: Usage> Groups<K, U> {
     /// Usage of all groups together, including the rest and the overflow.
     pub fn sum(&self) -> U {
-        let groups = self.groups.values().chain([&self.rest]);
-        let usages = groups.filter(|group| group.members() > 0).map(|group| &group.usage);
+        // the default of a usage may lack values that a row has
+        let rest = (self.rest.members() > 0).then_some(&self.rest);
+        let usages = self.groups.values().chain(rest).map(|group| &group.usage);
         sum_of(usages.chain([&self.overflow]))
     }
 }
@@ -107,13 +117,38 @@ pub fn group_by<'a, S: Rows, K: Ord>(
     groups
 }
 
+/// Sums a snapshot by cgroup. Unlike `group_by` with the cgroup of each row, usage of a process
+/// before it moved counts in the cgroup where it was used, and so does usage of threads in a
+/// cgroup of their own, see [`Process::other_cgroups`](crate::snapshot::Process::other_cgroups).
+///
+/// A process is a member of the cgroup where it is at the end of the window, or was at its
+/// exit. A group without members has usage of processes that have left it.
+pub fn group_by_cgroup<S: Rows>(snapshot: &S) -> Groups<u64, S::Usage> {
+    let mut groups = Groups { overflow: snapshot.overflow_usage(), ..Groups::default() };
+    let mut has_rest = false;
+    for row in snapshot.rows() {
+        for (part, (cgroup_id, usage, total)) in row.by_cgroup().enumerate() {
+            let (group, is_empty) = match cgroup_id.map(|id| groups.groups.entry(id)) {
+                Some(Entry::Vacant(entry)) => (entry.insert(Group::default()), true),
+                Some(Entry::Occupied(entry)) => (entry.into_mut(), false),
+                None => (&mut groups.rest, !std::mem::replace(&mut has_rest, true)),
+            };
+            group.add_usage(&usage, &total, is_empty);
+            if part == 0 {
+                group.count(row);
+            }
+        }
+    }
+    groups
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::snapshot::{
-        Overflow,
+        CgroupUsage, Overflow,
         testing::{Counter, row, sample},
     };
 
@@ -157,6 +192,29 @@ mod tests {
         assert_eq!(group.usage, Counter { count: 6, known: Some(7) });
         assert_eq!(group.total, Counter { count: 6, known: Some(8) });
         assert_eq!(groups.sum().known, Some(7));
+    }
+
+    #[test]
+    fn usage_before_a_move_counts_where_it_was_used() {
+        let mut rows = [row(1, 1, 10), row(2, 1, 2), row(3, 1, 1)];
+        rows[0].info.cgroup_id = Some(8);
+        rows[0].other_cgroups = vec![
+            CgroupUsage::new(7, Counter::of(6), Counter::of(6)),
+            CgroupUsage::new(9, Counter::of(1), Counter::of(1)),
+        ];
+        rows[0].usage.known = Some(5);
+        rows[1].info.cgroup_id = Some(7);
+        rows[1].info.exited = true;
+        let snapshot = sample(rows);
+        let groups = group_by_cgroup(&snapshot);
+        let of = |id| {
+            let group: &Group<Counter> = &groups.groups[&id];
+            (group.alive, group.exited, group.usage.count)
+        };
+        assert_eq!((of(7), of(8), of(9)), ((0, 1, 8), (1, 0, 3), (0, 0, 1)));
+        assert_eq!((groups.rest.alive, groups.rest.usage.count), (1, 1));
+        assert_eq!(groups.sum(), snapshot.sum());
+        assert_eq!(groups.sum().known, Some(5));
     }
 
     #[cfg(feature = "serde")]

@@ -3,5 +3,5 @@
 mod groups;
 mod tree;
 
-pub use groups::{Group, Groups, group_by};
+pub use groups::{Group, Groups, group_by, group_by_cgroup};
 pub use tree::ProcessTree;

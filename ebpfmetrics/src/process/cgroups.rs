@@ -26,7 +26,10 @@ pub enum CgroupHierarchy {
     #[default]
     Unified,
     /// The cgroup v1 hierarchy of a controller, such as `memory` or `cpuacct`. Several
-    /// controllers can share one.
+    /// controllers can share one. `io` is another name of `blkio`.
+    ///
+    /// Loading fails with [`InvalidOption`](crate::ErrorKind::InvalidOption) if no v1 hierarchy
+    /// has the controller.
     Controller(String),
 }
 
@@ -39,8 +42,7 @@ impl CgroupHierarchy {
     /// Hierarchy of a cgroup v1 controller, by its mount option. `io`, the name in
     /// cgroup v2, means `blkio`.
     pub fn controller(name: impl Into<String>) -> Self {
-        let name = name.into();
-        Self::Controller(if name == "io" { "blkio".to_owned() } else { name })
+        Self::Controller(in_v1(&name.into()).to_owned())
     }
 
     /// Unified hierarchy if it is mounted. Otherwise the first mounted one of `memory`,
@@ -65,10 +67,31 @@ impl CgroupHierarchy {
     pub(crate) fn enumerator(&self) -> Option<String> {
         match self {
             Self::Unified => None,
-            // the only controller with another name in v1
-            Self::Controller(name) if name == "blkio" => Some("io_cgrp_id".into()),
+            Self::Controller(name) if in_v1(name) == "blkio" => Some("io_cgrp_id".into()),
             Self::Controller(name) => Some(format!("{name}_cgrp_id")),
         }
+    }
+
+    /// Whether tasks have a cgroup in this hierarchy. A controller that no v1 hierarchy has is
+    /// part of the unified one, with other ids.
+    pub(crate) fn exists(&self) -> bool {
+        let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        self.is_in(&cgroups)
+    }
+
+    /// The lines are `NUMBER:CONTROLLERS:PATH`, one per hierarchy.
+    fn is_in(&self, cgroups: &str) -> bool {
+        let Self::Controller(name) = self else { return true };
+        let mut all = cgroups.lines().filter_map(|line| line.split(':').nth(1));
+        !name.is_empty() && all.any(|it| it.split(',').any(|it| it == in_v1(name)))
+    }
+}
+
+/// The name of a controller in v1.
+fn in_v1(name: &str) -> &str {
+    match name {
+        "io" => "blkio", // the only controller with another name
+        name => name,
     }
 }
 
@@ -121,7 +144,7 @@ impl Mount {
         match hierarchy {
             CgroupHierarchy::Unified => self.unified,
             CgroupHierarchy::Controller(name) => {
-                !self.unified && self.options.split(',').any(|option| option == name)
+                !self.unified && self.options.split(',').any(|option| option == in_v1(name))
             }
         }
     }
@@ -149,7 +172,8 @@ fn unescape(field: &[u8]) -> PathBuf {
 /// Maps the cgroup ids in a snapshot to paths.
 ///
 /// The id is the inode of the cgroup's directory. Cgroups come and go, so read them again
-/// when an id is unknown.
+/// when an id is unknown. [`ProbeSet::cgroups`](crate::ProbeSet::cgroups) also has those that
+/// have been removed.
 ///
 /// ```
 /// let cgroups = ebpfmetrics::process::Cgroups::read();
@@ -198,6 +222,17 @@ impl Cgroups {
         let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         open.extend(directories.map(|entry| entry.path()));
         Ok(())
+    }
+
+    /// Adds a cgroup that has been removed; its path may not be known. It may also still be
+    /// here, if it was removed just now. A different path means that it was renamed just
+    /// before, or that its id is in use again: then the path is not known.
+    pub(crate) fn add_removed(&mut self, id: u64, path: Option<&Path>) {
+        match (self.paths.get(&id), path) {
+            (None, Some(path)) => drop(self.paths.insert(id, path.to_owned())),
+            (Some(known), path) if path != Some(known) => drop(self.paths.remove(&id)),
+            _ => {}
+        }
     }
 
     /// Path of a cgroup below the root of its hierarchy, as in `/proc/PID/cgroup`.
@@ -266,8 +301,21 @@ mod tests {
     fn io_is_blkio_in_v1() {
         assert_eq!(CgroupHierarchy::controller("io"), CgroupHierarchy::controller("blkio"));
         assert_eq!(CgroupHierarchy::controller("io").enumerator().unwrap(), "io_cgrp_id");
+        let by_variant = CgroupHierarchy::Controller("io".into());
+        assert_eq!(by_variant.enumerator().unwrap(), "io_cgrp_id");
+        let mount = Mount::parse(b"36 30 0:32 / /mnt rw - cgroup cgroup rw,blkio").unwrap();
+        assert!(mount.is_of(&by_variant));
         assert_eq!(CgroupHierarchy::controller("cpu").enumerator().unwrap(), "cpu_cgrp_id");
         assert_eq!(CgroupHierarchy::Unified.enumerator(), None);
+    }
+
+    #[test]
+    fn a_controller_exists_if_a_hierarchy_of_v1_has_it() {
+        let cgroups = "9:name=systemd:/x:memory:y\n7:blkio:/\n2:cpu,cpuacct:/\n0::/a\n";
+        let exists = |name: &str| CgroupHierarchy::Controller(name.into()).is_in(cgroups);
+        assert!(["io", "blkio", "cpu", "cpuacct"].into_iter().all(exists));
+        assert!(!["memory", "pids", ""].into_iter().any(exists));
+        assert!(CgroupHierarchy::Unified.is_in(""));
     }
 
     #[test]

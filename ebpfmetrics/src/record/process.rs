@@ -22,6 +22,15 @@ use super::shared::{ProcessInfoRecord, ProcessKey, RecordHead};
 
 use super::slab::{SlabCountersRecord, SlabEndedRecord};
 
+/// Keyed by the id of the cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProcessCgroupPathRecord {
+    /// Without the terminating 0.
+    pub length: u64,
+    pub bytes: [u8; 1024],
+}
+
 /// `enum ended_flags`.
 pub mod ended_flags {
     /// The last thread has exited: `info` and `ended_ns` are set.
@@ -51,6 +60,17 @@ pub struct ProcessEndedRecord {
     pub slab: SlabEndedRecord,
 }
 
+/// What user space reads only if it has changed.
+pub mod process_change {
+    /// A process exited or was released.
+    pub const ENDED: u32 = 0;
+    pub const CGROUP_REMOVED: u32 = 1;
+    /// Of a thread to another cgroup.
+    pub const MOVE_BEGUN: u32 = 2;
+    pub const MOVE_DONE: u32 = 3;
+    pub const COUNT: u32 = 4;
+}
+
 /// Sum of the final records that `ended` had no room for. Per CPU: one writer each.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -77,6 +97,32 @@ pub struct ProcessSettledRecord {
     pub threads: u64,
 }
 
+/// `enum process_cgroup`.
+pub mod process_cgroup {
+    /// Where it was before its first move; user space knows it.
+    pub const FIRST: u32 = 0;
+}
+
+/// `struct process_part_key`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bytemuck::Pod, bytemuck::Zeroable,
+)]
+pub struct ProcessPartKey {
+    pub process: ProcessKey,
+    pub cgroup_id: u64,
+}
+
+/// Usage in a cgroup; modulo 2^64, because the sum of an entered cgroup is negative.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProcessPartRecord {
+    pub cpu: CpuTotalsRecord,
+    pub disk: DiskTotalsRecord,
+    pub minor_faults: u64,
+    pub major_faults: u64,
+}
+
 /// Names and order become `ProcessLoss` in Rust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -87,11 +133,21 @@ pub enum ProcessLoss {
     CreatorTableFull,
     /// `filtered` full: a process and its children are missing.
     FilterTableFull,
+    /// `removed_cgroups` full: a path is unknown.
+    CgroupPathMissing,
+    /// `cgroup_parts` full: usage is shown in the new cgroup.
+    CgroupMoveMissing,
 }
 
 impl ProcessLoss {
     /// Every cause, in the order of their counters in the kernel.
-    pub const ALL: &[Self] = &[Self::EndedTableFull, Self::CreatorTableFull, Self::FilterTableFull];
+    pub const ALL: &[Self] = &[
+        Self::EndedTableFull,
+        Self::CreatorTableFull,
+        Self::FilterTableFull,
+        Self::CgroupPathMissing,
+        Self::CgroupMoveMissing,
+    ];
 
     /// The name of the cause, which is stable.
     pub const fn as_str(self) -> &'static str {
@@ -99,6 +155,8 @@ impl ProcessLoss {
             Self::EndedTableFull => "ended_table_full",
             Self::CreatorTableFull => "creator_table_full",
             Self::FilterTableFull => "filter_table_full",
+            Self::CgroupPathMissing => "cgroup_path_missing",
+            Self::CgroupMoveMissing => "cgroup_move_missing",
         }
     }
 }
@@ -122,6 +180,14 @@ pub struct ProcessParentRecord {
     pub head: RecordHead,
     pub process: ProcessKey,
     pub parent: ProcessKey,
+}
+
+/// How a process began.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ProcessCreatorRecord {
+    pub creator: ProcessKey,
+    pub cgroup_id: u64,
 }
 
 /// BPF's clock and the scheduler's clock. User space runs the program that reads them, right

@@ -17,7 +17,7 @@ use crate::{
     error::Result,
     kernel::{Kernel, checks},
     probe::{Cost, Health, Probe},
-    process::{CgroupHierarchy, ProcessId},
+    process::{CgroupHierarchy, Cgroups, ProcessId},
     snapshot::{Handle, Snapshot, Usage},
 };
 
@@ -58,7 +58,8 @@ pub type HandleOf<B> = Handle<
 /// A set without probes lists the processes.
 ///
 /// * **Source**: a BPF iterator over all tasks; the tracepoints `sched_process_fork`,
-///   `sched_process_exit` and `sched_process_free`, however many probes the set has.
+///   `sched_process_exit`, `sched_process_free`, `cgroup_attach_task` and `cgroup_rmdir`, however
+///   many probes the set has.
 /// * **Kernel**: Linux 5.10 with BTF.
 /// * **Capabilities**: `CAP_BPF` and `CAP_PERFMON`, or root.
 /// * **Kernel memory**: up to 0.9 KiB per process that has ended since the last read, see
@@ -130,6 +131,20 @@ impl ProbeSet {
     /// The hierarchy that cgroup ids belong to.
     pub fn cgroup_hierarchy(&self) -> &CgroupHierarchy {
         self.engine.cgroup_hierarchy()
+    }
+
+    /// Reads the paths of all cgroups in the hierarchy of the set: those that exist, and those that
+    /// were removed while the set was loaded, so that rows of ended processes have a path too.
+    ///
+    /// The path of a removed cgroup is the one at its removal, from the root of the hierarchy (in a
+    /// cgroup namespace as well). The set keeps the last 4,096. If more are removed in a window, or
+    /// a path is longer than 1,022 bytes, the path is unknown and is counted as the loss
+    /// `cgroup_path_missing`.
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    pub fn cgroups(&self) -> Result<Cgroups> {
+        self.engine.cgroups()
     }
 
     /// Usage of an ended process since it began, from one probe. Use it when

@@ -6,7 +6,7 @@ use crate::{
     error::Result,
     kernel::Kernel,
     probe::{Cost, Health, Probe},
-    process::{CgroupHierarchy, ProcessId},
+    process::{CgroupHierarchy, Cgroups, ProcessId},
     snapshot::{Handle, ProbeSnapshot},
 };
 
@@ -47,6 +47,14 @@ impl<C: Collector> Single<C> {
     /// The hierarchy that cgroup ids belong to.
     pub fn cgroup_hierarchy(&self) -> &CgroupHierarchy {
         self.set.cgroup_hierarchy()
+    }
+
+    /// Reads the paths of cgroups, also of removed ones, see [`ProbeSet::cgroups`].
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    pub fn cgroups(&self) -> Result<Cgroups> {
+        self.set.cgroups()
     }
 
     /// Usage of a process from its start to its end, see [`ProbeSet::final_usage`].

@@ -55,6 +55,12 @@ pub fn delta<S: Rows>(earlier: &S, later: &S) -> Delta<S::Usage> {
                 continue;
             }
             process.usage = row.usage.since(known.usage);
+            for part in &mut process.other_cgroups {
+                let mut before = known.by_cgroup();
+                if let Some((_, usage, _)) = before.find(|(id, ..)| *id == Some(part.cgroup_id)) {
+                    part.usage = part.usage.since(&usage);
+                }
+            }
         }
         processes.push(process);
     }
@@ -84,7 +90,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{
-        super::testing::{Counter, Row, Sample, row, sample},
+        super::{
+            CgroupUsage,
+            testing::{Counter, Row, Sample, row, sample},
+        },
         *,
     };
     use crate::process::ProcessId;
@@ -201,6 +210,27 @@ mod tests {
         let [process] = &delta.processes[..] else { panic!("{delta:?}") };
         assert_eq!((process.usage.count, process.total.count), (3, 4));
         assert!(delta.rows().map(|row| row.id.pid).eq([6]));
+    }
+
+    /// A process used 7 in cgroup 1, moved to 2 and used 5, and then 1 more in 1 again.
+    #[test]
+    fn parts_in_other_cgroups_are_subtracted_by_cgroup() {
+        let at = |cgroup_id, count, parts: &[(u64, u64)]| {
+            let mut row = row(5, 1, count);
+            row.info.cgroup_id = Some(cgroup_id);
+            let part = |&(id, count)| CgroupUsage::new(id, Counter::of(count), Counter::of(count));
+            row.other_cgroups = parts.iter().map(part).collect();
+            sample([row])
+        };
+        let steps = [at(1, 6, &[]), at(2, 10, &[(1, 7)]), at(1, 13, &[(2, 5)])];
+        let by_cgroup = |from: usize, to: usize| {
+            let delta = delta(&steps[from], &steps[to]);
+            let parts = delta.processes[0].as_row();
+            parts.by_cgroup().map(|(id, usage, _)| (id.unwrap(), usage.count)).collect::<Vec<_>>()
+        };
+        assert_eq!(by_cgroup(0, 1), [(2, 3), (1, 1)]);
+        assert_eq!(by_cgroup(1, 2), [(1, 1), (2, 2)]);
+        assert_eq!(by_cgroup(0, 2), [(1, 2), (2, 5)]);
     }
 
     #[cfg(feature = "serde")]

@@ -19,7 +19,7 @@ mod window;
 pub use delta::{Delta, delta};
 pub use losses::{Loss, LossCause, LossScope, Losses, NoLoss};
 pub use probe_snapshot::{Overflow, ProbeSnapshot};
-pub use process::Process;
+pub use process::{CgroupUsage, Process};
 pub use provenance::{Provenance, Source};
 pub use rows::{Row, Rows};
 #[cfg(feature = "serde")]

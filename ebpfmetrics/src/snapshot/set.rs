@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     borrow::Cow,
+    collections::BTreeMap,
     fmt,
     marker::PhantomData,
     ops::Index,
@@ -12,7 +13,9 @@ use std::{
     },
 };
 
-use super::{Losses, Overflow, ProbeSnapshot, Process, Provenance, Row, Rows, Usage, Window};
+use super::{
+    CgroupUsage, Losses, Overflow, ProbeSnapshot, Process, Provenance, Row, Rows, Usage, Window,
+};
 use crate::process::{ProcessId, ProcessInfo};
 
 /// Identifies a probe of a set. `U` is the probe's usage type, `S` the type of its machine-wide
@@ -110,6 +113,8 @@ pub(crate) struct TypedPart<U, S> {
     pub(crate) window: Window,
     /// One per row: usage in the window, and since the process began.
     pub(crate) usages: Vec<(U, U)>,
+    /// Parts in other cgroups, by row; most rows have none.
+    pub(crate) other_cgroups: BTreeMap<usize, Vec<CgroupUsage<U>>>,
     pub(crate) overflow: U,
     pub(crate) system: S,
     pub(crate) losses: Losses,
@@ -117,41 +122,6 @@ pub(crate) struct TypedPart<U, S> {
     #[cfg(feature = "serde")]
     pub(crate) json: Option<Json<U, S>>,
 }
-
-/// How the snapshot of a set serializes the figures of a probe.
-#[cfg(feature = "serde")]
-pub struct Json<U, S> {
-    usage: for<'a> fn(&'a U, &'a U) -> Box<dyn erased_serde::Serialize + 'a>,
-    system: for<'a> fn(&'a S) -> Box<dyn erased_serde::Serialize + 'a>,
-}
-
-#[cfg(feature = "serde")]
-impl<U: serde::Serialize, S: serde::Serialize> Json<U, S> {
-    /// By the types' own `Serialize`.
-    #[expect(clippy::new_without_default, reason = "not a value")]
-    pub fn new() -> Self {
-        #[derive(serde::Serialize)]
-        struct Usage<'a, U> {
-            #[serde(flatten)]
-            usage: &'a U,
-            total: &'a U,
-        }
-        Self {
-            usage: |usage, total| Box::new(Usage { usage, total }),
-            system: |system| Box::new(system),
-        }
-    }
-}
-
-#[cfg(feature = "serde")]
-impl<U, S> Clone for Json<U, S> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-#[cfg(feature = "serde")]
-impl<U, S> Copy for Json<U, S> {}
 
 impl<U: Usage + Send + Sync, S: Send + Sync + 'static> Part for TypedPart<U, S> {
     fn probe(&self) -> &str {
@@ -165,6 +135,9 @@ impl<U: Usage + Send + Sync, S: Send + Sync + 'static> Part for TypedPart<U, S> 
     fn place(&mut self, from: &[Option<usize>]) {
         let usages = |from: &Option<usize>| from.map(|from| self.usages[from].clone());
         self.usages = from.iter().map(|from| usages(from).unwrap_or_default()).collect();
+        let rows = from.iter().enumerate().filter_map(|(row, from)| Some((row, (*from)?)));
+        let parts = |(row, from): (usize, usize)| Some((row, self.other_cgroups.remove(&from)?));
+        self.other_cgroups = rows.filter_map(parts).collect();
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -178,12 +151,18 @@ impl<U: Usage + Send + Sync, S: Send + Sync + 'static> Part for TypedPart<U, S> 
     #[cfg(feature = "serde")]
     fn usage(&self, row: usize) -> Option<Box<dyn erased_serde::Serialize + '_>> {
         let (usage, total) = &self.usages[row];
-        Some((self.json?.usage)(usage, total))
+        Some((self.json?.usage)(usage, total, self.others(row)))
     }
 
     #[cfg(feature = "serde")]
     fn system(&self) -> Option<Box<dyn erased_serde::Serialize + '_>> {
         Some((self.json?.system)(&self.system))
+    }
+}
+
+impl<U, S> TypedPart<U, S> {
+    fn others(&self, row: usize) -> &[CgroupUsage<U>] {
+        self.other_cgroups.get(&row).map(Vec::as_slice).unwrap_or_default()
     }
 }
 
@@ -294,11 +273,18 @@ impl Snapshot {
         }
         self.losses += &probe.losses;
         self.overflow_processes = self.overflow_processes.max(probe.overflow.processes);
-        let usages = probe.processes.into_iter().map(|process| (process.usage, process.total));
+        let (mut usages, mut other_cgroups) = (Vec::new(), BTreeMap::new());
+        for (row, process) in probe.processes.into_iter().enumerate() {
+            usages.push((process.usage, process.total));
+            if !process.other_cgroups.is_empty() {
+                other_cgroups.insert(row, process.other_cgroups);
+            }
+        }
         let mut part = TypedPart {
             probe: name.into(),
             window: probe.window,
-            usages: usages.collect(),
+            usages,
+            other_cgroups,
             overflow: probe.overflow.usage,
             system: probe.system,
             losses: probe.losses,
@@ -332,13 +318,16 @@ impl Snapshot {
     ) -> ProbeSnapshot<U, S> {
         let part = self.parts.iter().position(|(id, _)| *id == probe.id());
         let part = part.and_then(|at| self.parts.swap_remove(at).1.into_any().downcast().ok());
-        let part: TypedPart<U, S> = *part.expect("the probe is not in this snapshot");
-        let rows = self.rows.into_iter().zip(part.usages);
+        let mut part: TypedPart<U, S> = *part.expect("the probe is not in this snapshot");
+        let rows = self.rows.into_iter().zip(part.usages).enumerate();
+        let process = |(row, ((id, info), (usage, total)))| {
+            let mut process = Process::new(id, info, usage, total);
+            process.other_cgroups = part.other_cgroups.remove(&row).unwrap_or_default();
+            process
+        };
         ProbeSnapshot {
             window: part.window,
-            processes: rows
-                .map(|((id, info), (usage, total))| Process::new(id, info, usage, total))
-                .collect(),
+            processes: rows.map(process).collect(),
             overflow: Overflow::new(self.overflow_processes, part.overflow),
             system: part.system,
             losses: self.losses,
@@ -395,6 +384,15 @@ impl<'a> SetProcess<'a> {
         let part = self.snapshot.part(probe).expect("the probe is not in this snapshot");
         &part.usages[self.index].1
     }
+
+    /// Parts that were used in other cgroups, see [`Process::other_cgroups`].
+    ///
+    /// # Panics
+    /// If the probe was not in the set.
+    pub fn other_cgroups<U: Usage, S: 'static>(&self, probe: Handle<U, S>) -> &'a [CgroupUsage<U>] {
+        let part = self.snapshot.part(probe).expect("the probe is not in this snapshot");
+        part.others(self.index)
+    }
 }
 
 impl<U: Usage, S: 'static> Index<Handle<U, S>> for SetProcess<'_> {
@@ -438,11 +436,9 @@ impl<'a, U: Usage, S> ProbeView<'a, U, S> {
     where
         S: Clone + Default,
     {
-        let process =
-            |row: Row<'_, U>| Process::new(row.id, *row.info, row.usage.clone(), row.total.clone());
         ProbeSnapshot {
             window: self.part.window,
-            processes: self.rows().map(process).collect(),
+            processes: self.rows().map(|row| row.to_process()).collect(),
             overflow: self.overflow(),
             system: self.part.system.clone(),
             losses: self.part.losses.clone(),
@@ -459,8 +455,14 @@ impl<U: Usage, S> Rows for ProbeView<'_, U, S> {
     }
 
     fn rows(&self) -> impl Iterator<Item = Row<'_, U>> + '_ {
-        let rows = self.rows.iter().zip(&self.part.usages);
-        rows.map(|((id, info), (usage, total))| Row { id: *id, info, usage, total })
+        let rows = self.rows.iter().zip(&self.part.usages).enumerate();
+        rows.map(|(row, ((id, info), (usage, total)))| Row {
+            id: *id,
+            info,
+            usage,
+            total,
+            other_cgroups: self.part.others(row),
+        })
     }
 
     fn overflow_usage(&self) -> U {
@@ -481,3 +483,5 @@ impl<U: fmt::Debug, S: fmt::Debug> fmt::Debug for ProbeView<'_, U, S> {
 
 #[cfg(feature = "serde")]
 mod json;
+#[cfg(feature = "serde")]
+pub use json::Json;

@@ -79,7 +79,7 @@ impl ProcessTable {
     }
 
     /// Gives an ended process a row, if there is room; else it is counted with others.
-    fn show_ended(&mut self, index: usize, columns: &mut [(u64, Box<dyn Column>)]) {
+    pub(super) fn show_ended(&mut self, index: usize, columns: &mut [(u64, Box<dyn Column>)]) {
         let place = if self.exited_rows < self.max_exited {
             self.exited_rows += 1;
             Shown::InRow
@@ -126,6 +126,9 @@ impl ProcessTable {
                     if is_overdue(since_ns, now_ns) =>
                 {
                     let end = ends.binary_search_by_key(&id, |end| end.id).map(|at| &ends[at]);
+                    if self.entries[index].is_away {
+                        continue;
+                    }
                     // In another PID namespace it may still wait to be reaped.
                     let is_waiting = end.is_ok_and(|end| {
                         end.record.flags & ended_flags::RELEASED != 0

@@ -1,7 +1,10 @@
 //! One process of the table.
 
 use super::super::walk::End;
-use crate::process::{ProcessId, ProcessInfo, ProcessState};
+use crate::{
+    process::{ProcessId, ProcessInfo, ProcessState},
+    record::ProcessCreatorRecord,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -38,9 +41,43 @@ pub(super) struct Entry {
     pub(super) is_settled: bool,
     /// It came into the filter after its start, and its counters start here.
     pub(super) is_late: bool,
+    /// Where it was when the set first knew of it.
+    pub(super) first_cgroup: Option<u64>,
+    /// The cgroup that has what was not used elsewhere.
+    pub(super) cgroup: Option<u64>,
+    /// The last walk showed another cgroup, and the kernel side no move.
+    pub(super) is_unconfirmed: bool,
+    /// A move was not seen: the counters cannot be divided.
+    pub(super) is_undivided: bool,
+    /// It has left the filter's cgroup and may come back.
+    pub(super) is_away: bool,
 }
 
 impl Entry {
+    /// An entry of a process that no walk has shown yet.
+    pub(super) fn new(id: ProcessId, now_ns: u64) -> Self {
+        Self {
+            id,
+            info: ProcessInfo::default(),
+            phase: Phase::Vanished { since_ns: now_ns },
+            is_settled: false,
+            is_late: false,
+            first_cgroup: None,
+            cgroup: None,
+            is_unconfirmed: false,
+            is_undivided: false,
+            is_away: false,
+        }
+    }
+
+    /// Takes in how the process began, if that has just become known.
+    pub(super) fn begin(&mut self, creator: Option<(ProcessCreatorRecord, u8)>) {
+        if let Some((record, _)) = creator {
+            self.info.creator = Some(record.creator.id());
+            self.first_cgroup = Some(record.cgroup_id).filter(|id| *id != 0);
+        }
+    }
+
     /// Takes in what a walk shows of the process, if it does.
     pub(super) fn follow(&mut self, alive: Option<ProcessInfo>, now_ns: u64) {
         match (alive, self.phase) {

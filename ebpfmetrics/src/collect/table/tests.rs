@@ -344,7 +344,8 @@ fn a_probe_that_is_added_does_not_report_what_was_before() {
 fn creators_stay_and_information_is_kept() {
     let mut set = begun(9);
     let creator = |child: (u32, u64), parent: (u32, u64)| {
-        (ProcessKey::from(id(child.0, child.1)), ProcessKey::from(id(parent.0, parent.1)))
+        let creator = ProcessKey::from(id(parent.0, parent.1));
+        (id(child.0, child.1).into(), ProcessCreatorRecord { creator, cgroup_id: 1 })
     };
     let mut read = read_at(60, &[(5, 50, 1)]);
     read.creators = vec![creator((5, 50), (4, 40)), creator((6, 55), (5, 50))];

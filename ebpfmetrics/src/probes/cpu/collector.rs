@@ -24,8 +24,8 @@ use crate::{
     probe::Degraded,
     process::ProcessId,
     record::{
-        CpuCpuRecord, CpuLoss, CpuTaskRecord, ProcessOverflowRecord, cpu_cpu_flags, cpu_kind,
-        cpu_task_flags, section_number,
+        CpuCpuRecord, CpuLoss, CpuTaskRecord, ProcessOverflowRecord, ProcessPartRecord,
+        cpu_cpu_flags, cpu_kind, cpu_task_flags, section_number,
     },
     snapshot::{LossCause, LossScope, Source, Window},
 };
@@ -357,6 +357,22 @@ impl Collector for Cpu {
             &CpuCounters { user_ns, system_ns, ..*all },
             reported,
         ))
+    }
+
+    fn part(record: &ProcessPartRecord) -> Option<CpuCounters> {
+        Some(CpuCounters::of(&record.cpu))
+    }
+
+    fn own(record: Record<'_>, walk: &WalkTimes) -> Result<Option<CpuCounters>> {
+        let record: &CpuTaskRecord = record.get()?;
+        Ok(Some(CpuCounters { charged_ns: 0, ..CpuCounters::of_task(record, walk) }))
+    }
+
+    fn complete_part(part: &CpuCounters, baseline: &CpuCounters) -> CpuCounters {
+        // switches are charged by process; the time of its threads is the same
+        let in_window_ns = part.ledger_ns.saturating_sub(baseline.ledger_ns);
+        let charged_ns = baseline.charged_ns.saturating_add(in_window_ns);
+        CpuCounters { charged_ns, ..part.divided() }
     }
 
     fn overflow(record: &ProcessOverflowRecord) -> CpuCounters {

@@ -33,7 +33,7 @@ use crate::{
     process::ProcessId,
     record::{
         DiskControlRecord, DiskLoss, DiskRowKey, DiskRowRecord, DiskTaskRecord,
-        ProcessOverflowRecord, disk_kind, section_number,
+        ProcessOverflowRecord, ProcessPartRecord, disk_kind, section_number,
     },
     snapshot::{LossCause, LossScope, Source, Window},
 };
@@ -278,6 +278,15 @@ impl Collector for Disk {
     fn ended(&self, ended: &Ended<'_>) -> Option<Reading<Self>> {
         let counters = DiskTotals::of(&ended.record.disk.totals);
         Some(Reading { counters, gauges: () })
+    }
+
+    fn part(record: &ProcessPartRecord) -> Option<DiskTotals> {
+        Some(DiskTotals::of(&record.disk))
+    }
+
+    fn own(record: Record<'_>, _: &WalkTimes) -> Result<Option<DiskTotals>> {
+        let record: &DiskTaskRecord = record.get()?;
+        Ok(Some(DiskTotals::of(&record.own)))
     }
 
     fn left(&mut self, process: ProcessId, counters: &DiskTotals) {

@@ -19,7 +19,7 @@ use crate::{
     object::Object,
     probe::Degraded,
     process::ProcessId,
-    record::{MemLoss, ProcessOverflowRecord, section_number},
+    record::{MemLoss, ProcessOverflowRecord, ProcessPartRecord, section_number},
     snapshot::{LossCause, LossScope, Source, Window},
 };
 
@@ -303,6 +303,16 @@ impl Collector for Mem {
         }
         let gauges = self.context.gauges_at_end(record, tracked, self.is_older(ended.id));
         Some(Reading { counters, gauges })
+    }
+
+    fn part(record: &ProcessPartRecord) -> Option<MemCounters> {
+        let &ProcessPartRecord { minor_faults, major_faults, .. } = record;
+        Some(MemCounters { minor_faults, major_faults, ..MemCounters::default() })
+    }
+
+    fn own(record: Record<'_>, _: &WalkTimes) -> Result<Option<MemCounters>> {
+        let task = Parts::default().add(record)?;
+        Ok(task.map(|record| faults(&record.faults).0))
     }
 
     fn overflow(record: &ProcessOverflowRecord) -> MemCounters {

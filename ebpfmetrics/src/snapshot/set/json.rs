@@ -4,8 +4,45 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
-use super::Snapshot;
+use super::{super::CgroupUsage, Snapshot};
 use crate::process::{ProcessId, ProcessInfo};
+
+/// How the snapshot of a set serializes the figures of a probe.
+pub struct Json<U, S> {
+    pub(super) usage: UsageJson<U>,
+    pub(super) system: for<'a> fn(&'a S) -> Box<dyn erased_serde::Serialize + 'a>,
+}
+
+/// Usage in the window, since the start, and in other cgroups.
+type UsageJson<U> =
+    for<'a> fn(&'a U, &'a U, &'a [CgroupUsage<U>]) -> Box<dyn erased_serde::Serialize + 'a>;
+
+impl<U: Serialize, S: Serialize> Json<U, S> {
+    /// By the types' own `Serialize`.
+    #[expect(clippy::new_without_default, reason = "not a value")]
+    pub fn new() -> Self {
+        #[derive(Serialize)]
+        struct Usage<'a, U> {
+            #[serde(flatten)]
+            usage: &'a U,
+            total: &'a U,
+            #[serde(skip_serializing_if = "<[_]>::is_empty")]
+            other_cgroups: &'a [CgroupUsage<U>],
+        }
+        Self {
+            usage: |usage, total, other_cgroups| Box::new(Usage { usage, total, other_cgroups }),
+            system: |system| Box::new(system),
+        }
+    }
+}
+
+impl<U, S> Clone for Json<U, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<U, S> Copy for Json<U, S> {}
 
 /// One process: its identity, and an object per probe.
 #[derive(Serialize)]
