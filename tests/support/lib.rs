@@ -31,9 +31,9 @@ pub use machine::{
 pub use memory::{MemStatus, smaps_rollup, statm_size};
 pub use memory_limit::MemoryLimit;
 pub use oracle::{
-    LoadedObjects, ProcStat, ProgramStatistics, Schedstat, hidden_tasks_ns, loaded_objects,
-    monotonic_ns, proc_stat, process_cpu_ns, schedstat, schedstat_of_thread, status_field,
-    stolen_unseen_ns, thread_cpu_ns, thread_ids, total_idle,
+    LoadedObjects, ProcStat, ProgramStatistics, Schedstat, cpu_columns, hidden_tasks_ns,
+    loaded_objects, monotonic_ns, proc_stat, process_cpu_ns, schedstat, schedstat_of_thread,
+    status_field, stolen_unseen_ns, thread_cpu_ns, thread_ids, total_idle,
 };
 pub use privilege::{
     Capability, Overlay, become_effective_user, become_user, enter_time_namespace, hide_directory,

@@ -20,12 +20,11 @@ fn cpu() -> Cpu {
         object: None,
         accounting: CpuAccounting::Ledger,
         list_threads: true,
-        per_cpu_offsets: [0; 3],
+        per_cpu_offsets: [0; 4],
         slots: 1,
         has_wait: true,
         online_cpus: 2,
-        cpus: Vec::new(),
-        walked_cpus: Vec::new(),
+        cpus: Cpus::default(),
         threads: Threads::default(),
     }
 }
@@ -137,55 +136,6 @@ fn what_a_task_ran_after_the_walk_began_is_of_the_next_window() {
     assert_eq!(CpuCounters::of_task(&record, &walk).run_queue_wait_ns, 500);
     record.queued_raw_ns = 1_000_100;
     assert_eq!(CpuCounters::of_task(&record, &walk).run_queue_wait_ns, 0);
-}
-
-#[test]
-fn idle_time_of_a_busy_cpu_needs_the_offset() {
-    let section = section_number::CPU as u16;
-    let record = |flags| CpuCpuRecord {
-        head: head::<CpuCpuRecord>(section, cpu_kind::CPU),
-        cpu: 3,
-        flags,
-        idle_ns: 70,
-        interrupted_ns: 9,
-        ..CpuCpuRecord::zeroed()
-    };
-    let idle = |flags, scheduler_offset_ns| {
-        let walk = WalkTimes { scheduler_offset_ns, ..WALK };
-        let reading = CpuReading::new(&record(flags), &walk);
-        assert_eq!((reading.cpu, reading.interrupted_ns), (3, 9));
-        reading.idle_ns
-    };
-    let busy = cpu_cpu_flags::HAS_IDLE | cpu_cpu_flags::IDLE_LACKS_CLOCK_OFFSET;
-    assert_eq!(idle(0, Some(5)), None);
-    assert_eq!(idle(cpu_cpu_flags::HAS_IDLE, None), Some(70));
-    assert_eq!(idle(busy, Some(5)), Some(75));
-    assert_eq!(idle(busy | cpu_cpu_flags::IDLE_HOLDS_INTERRUPTED, Some(5)), Some(66));
-    assert_eq!(idle(busy, None), None);
-}
-
-/// Case 21: an offline CPU counted as idle.
-#[test]
-fn a_cpu_is_not_idle_while_it_is_offline() {
-    let mut cpu = cpu();
-    let mut walk = |idle_ns, is_online| {
-        let now = CpuReading { cpu: 1, idle_ns: Some(idle_ns), interrupted_ns: 0 };
-        cpu.add_cpu(now, is_online);
-        let idle: Vec<_> =
-            cpu.cpus.iter().map(|it| it.in_window().idle.unwrap().as_nanos()).collect();
-        idle
-    };
-    assert_eq!(walk(100, true), [0]);
-    assert_eq!(walk(150, true), [50]);
-    assert_eq!(walk(250, false), [50]);
-    assert_eq!(walk(350, false), [50]);
-    assert_eq!(walk(450, true), [50]);
-    assert_eq!(walk(460, true), [60]);
-    walk(470, false);
-    cpu.end_window();
-    assert!(cpu.cpus.is_empty());
-    cpu.add_cpu(CpuReading { cpu: 1, idle_ns: Some(480), interrupted_ns: 0 }, false);
-    assert!(cpu.cpus.is_empty());
 }
 
 #[test]
