@@ -2,10 +2,12 @@
 
 mod cgroups;
 mod comm;
+mod command_line;
 mod id;
 mod info;
 
 pub use cgroups::{CgroupHierarchy, Cgroups};
 pub use comm::Comm;
+pub use command_line::CommandLines;
 pub use id::{ProcessId, ThreadId};
 pub use info::{ProcessInfo, ProcessState, SchedulingPolicy};
