@@ -83,6 +83,8 @@ enum Work {
     OnOverlay { directory: String },
     /// Reads 40 children that end, as a process whose clocks are ahead by so many seconds.
     InTimeNamespace { ahead_s: u64 },
+    /// Filters by pids of a PID namespace of its own.
+    FilterInNamespace,
     /// Becomes the user 1000, and takes on the rights of root for file systems and back.
     SwitchUser,
     /// Ends its first thread while another goes on to spin.
@@ -227,6 +229,7 @@ fn main() -> anyhow::Result<()> {
         Work::DoubleFork { spin_ms } => case_worker::double_fork(Duration::from_millis(spin_ms)),
         Work::OnOverlay { directory } => case_worker::on_overlay(&directory),
         Work::InTimeNamespace { ahead_s } => case_worker::in_time_namespace(ahead_s),
+        Work::FilterInNamespace => case_worker::filter_in_namespace(),
         Work::SwitchUser => case_worker::switch_user(),
         Work::LeaderExits => {
             thread::spawn(|| {
