@@ -33,6 +33,28 @@ pub(crate) fn exec_by_thread(spin_ms: u64) -> anyhow::Result<()> {
     Err(thread.join().expect("exec does not panic").into())
 }
 
+pub(crate) fn real_time(busy: Duration, period: Duration) -> anyhow::Result<()> {
+    suite::pin_to_cpu(0)?;
+    suite::become_real_time()?;
+    tell("started")?;
+    loop {
+        let start = Instant::now();
+        while start.elapsed() < busy {}
+        thread::sleep(period - busy);
+    }
+}
+
+pub(crate) fn threads_come_and_go(spin: Duration) -> anyhow::Result<()> {
+    tell("started")?;
+    loop {
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(move || spin_for(spin));
+            }
+        });
+    }
+}
+
 pub(crate) fn starving() -> anyhow::Result<()> {
     suite::pin_to_cpu(0)?;
     let parent = std::process::id();

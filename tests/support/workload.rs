@@ -68,6 +68,10 @@ enum Work {
     SpinFor { spin_ms: u64 },
     /// Two spinning processes on one CPU, one of them at nice 19; tells the pid of that.
     Starving,
+    /// At real-time priority, so many ms of every so many, on CPU 0.
+    RealTime { busy_ms: u64, period_ms: u64 },
+    /// Starts threads that spin for so many us, eight at a time, without end.
+    ThreadsComeAndGo { spin_us: u64 },
     /// So many children that sleep; then spins.
     Among { sleepers: u32 },
     /// So many children of so many us each. On a line of input they are waited for, with so
@@ -219,6 +223,12 @@ fn main() -> anyhow::Result<()> {
             }
         }
         Work::Starving => case_worker::starving(),
+        Work::RealTime { busy_ms, period_ms } => {
+            case_worker::real_time(Duration::from_millis(busy_ms), Duration::from_millis(period_ms))
+        }
+        Work::ThreadsComeAndGo { spin_us } => {
+            case_worker::threads_come_and_go(Duration::from_micros(spin_us))
+        }
         Work::Among { sleepers } => case_worker::among(sleepers),
         Work::ReapLate { count, spin_us, pause_ms } => case_worker::reap_late(
             count,

@@ -229,11 +229,18 @@ impl Collector for Cpu {
                 processes.readings[index].counters = counters;
             }
         }
-        if self.list_threads {
-            self.threads.end_walk();
-        }
         let online = OnlineCpus::read()?;
         self.online_cpus = online.count();
+        if self.list_threads {
+            let window_ns = walk.monotonic_ns.saturating_sub(walk.window_start_ns);
+            let cpus = self.online_cpus as u64;
+            let seen = processes.ids.iter().zip(processes.readings.iter_mut());
+            self.threads.end_walk(seen.map(|(id, reading)| {
+                let age_ns = walk.boottime_ns.saturating_sub(id.start_time_ns);
+                let capacity_ns = window_ns.min(age_ns).saturating_mul(cpus);
+                (*id, &mut reading.counters.ledger_ns, capacity_ns)
+            }));
+        }
         self.cpus.end_walk(&online, walk);
         Ok(())
     }
