@@ -14,9 +14,9 @@ use ebpfmetrics::{
     cpu::{CpuAccounting, CpuSnapshot},
 };
 use ebpfmetrics_suite::{
-    Workload, emulated, hidden_tasks_ns, monotonic_ns, proc_stat, process_cpu_ns, schedstat,
-    schedstat_of_thread, status_field, stolen_unseen_ns, support, thread_cpu_ns, thread_ids,
-    total_idle,
+    Workload, cpu_columns, emulated, hidden_tasks_ns, monotonic_ns, proc_stat, process_cpu_ns,
+    schedstat, schedstat_of_thread, status_field, stolen_unseen_ns, support, thread_cpu_ns,
+    thread_ids, total_idle,
 };
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -369,6 +369,7 @@ fn metrics_that_this_kernel_gives() {
     sleep(Duration::from_millis(300));
     let snapshot = probe.snapshot().unwrap();
     let row = snapshot.process(work.pid()).unwrap();
+    let cpu = &snapshot.system.cpus[0];
     let source = |metric: &str| snapshot.provenance.source(metric).unwrap_or("-");
     let metrics = [
         ("cpu_time", true),
@@ -379,6 +380,10 @@ fn metrics_that_this_kernel_gives() {
         ("run_queue_wait", row.usage.run_queue_wait.is_some()),
         ("migrations", true),
         ("idle", snapshot.idle().is_some()),
+        ("irq", cpu.irq.is_some()),
+        ("softirq", cpu.softirq.is_some()),
+        ("steal", cpu.steal.is_some()),
+        ("guest", cpu.guest.is_some()),
         ("exited", true),
     ];
     for (metric, given) in metrics {
@@ -394,4 +399,31 @@ fn metrics_that_this_kernel_gives() {
     let degraded = probe.health().unwrap().degraded;
     // some machines hide their first process
     assert!(degraded.iter().all(|it| it.feature == "process 1"), "{degraded:?}");
+}
+
+/// Interrupts and stolen time of each CPU against the columns of `/proc/stat`.
+#[test]
+fn times_by_tick_equal_proc_stat() {
+    let mut probe = CpuProbe::builder().load().unwrap();
+    let _load = Workload::start(WORKLOAD, &["spin", "3"]);
+    let ours = |snapshot: &CpuSnapshot| -> Vec<[Option<Duration>; 4]> {
+        snapshot.system.cpus.iter().map(|it| [it.irq, it.softirq, it.steal, it.guest]).collect()
+    };
+    for ms in [15, 400, 1500] {
+        let before = cpu_columns();
+        probe.reset().unwrap();
+        sleep(Duration::from_millis(ms));
+        let snapshot = probe.snapshot().unwrap();
+        let truth = cpu_columns();
+        assert_eq!(ours(&snapshot).len(), truth.len());
+        for ((ours, before), truth) in ours(&snapshot).iter().zip(before).zip(truth) {
+            for ((ours, before), truth) in ours.iter().zip(before).zip(truth) {
+                let ours = ours.unwrap();
+                let truth = Duration::from_millis((truth - before) * 10);
+                assert!(ours <= snapshot.window.duration(), "{ours:?}");
+                // a column is cut to 10 ms, and read a moment before and after
+                assert!(ours.abs_diff(truth) <= Duration::from_millis(25), "{ours:?} {truth:?}");
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ebpfmetrics::{CpuProbe, Probe as _};
+use ebpfmetrics::{CpuProbe, Filter, Probe as _};
 use ebpfmetrics_suite::{self as suite, fork, wait_for};
 
 use crate::{spin, spin_for, tell};
@@ -31,6 +31,28 @@ pub(crate) fn exec_by_thread(spin_ms: u64) -> anyhow::Result<()> {
         Command::new("/proc/self/exe").args(["spin-for", &spin_ms.to_string()]).exec()
     });
     Err(thread.join().expect("exec does not panic").into())
+}
+
+pub(crate) fn real_time(busy: Duration, period: Duration) -> anyhow::Result<()> {
+    suite::pin_to_cpu(0)?;
+    suite::become_real_time()?;
+    tell("started")?;
+    loop {
+        let start = Instant::now();
+        while start.elapsed() < busy {}
+        thread::sleep(period - busy);
+    }
+}
+
+pub(crate) fn threads_come_and_go(spin: Duration) -> anyhow::Result<()> {
+    tell("started")?;
+    loop {
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(move || spin_for(spin));
+            }
+        });
+    }
 }
 
 pub(crate) fn starving() -> anyhow::Result<()> {
@@ -151,6 +173,22 @@ fn read_children() -> anyhow::Result<()> {
     }
     let counts = format!("ended={ended} right_start={right_start} in_window={in_window}");
     Ok(tell(&format!("{counts} ours_ns={ours_ns} truth_ns={truth_ns}"))?)
+}
+
+/// `own=PID tree=PIDS listed=PIDS child=PID`, the pids as that namespace has them.
+pub(crate) fn filter_in_namespace() -> anyhow::Result<()> {
+    suite::in_pid_namespace(true, || {
+        // so that the pids of the parent and of the child are not the same as outside
+        let own = std::process::id();
+        let child = fork(|| park()).expect("a child");
+        let pids = |filter: Filter| {
+            let mut probe = CpuProbe::builder().filter(filter).load().expect("the pids exist");
+            let rows = probe.snapshot().expect("a snapshot").processes;
+            rows.iter().map(|row| row.info.namespace_pid.to_string()).collect::<Vec<_>>().join(",")
+        };
+        let (tree, listed) = (pids(Filter::tree(own)), pids(Filter::processes([child])));
+        tell(&format!("own={own} tree={tree} listed={listed} child={child}")).expect("a reader");
+    })
 }
 
 pub(crate) fn switch_user() -> anyhow::Result<()> {

@@ -191,6 +191,17 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &cpus)?)
 }
 
+/// Runs before all that is not real-time.
+#[expect(unsafe_code, reason = "sched_setscheduler(2)")]
+pub fn become_real_time() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 10 };
+    // SAFETY: it reads the parameters.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Lets others run first.
 pub fn be_nice(increment: i32) {
     let _ = rustix::process::nice(increment);

@@ -16,9 +16,9 @@ mod slab_work;
 mod swap;
 
 pub use child::{
-    ChildrenUsage, Unchecked, Workload, adopt_orphans, be_nice, die_with, die_with_parent,
-    exit_thread, fork, fork_and_wait, in_pid_namespace, pin_to_cpu, rusage_of_children, wait_for,
-    wait_without_reaping,
+    ChildrenUsage, Unchecked, Workload, adopt_orphans, be_nice, become_real_time, die_with,
+    die_with_parent, exit_thread, fork, fork_and_wait, in_pid_namespace, pin_to_cpu,
+    rusage_of_children, wait_for, wait_without_reaping,
 };
 pub use disk::{
     Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Swap, Zram, device_id, device_name,
@@ -31,9 +31,9 @@ pub use machine::{
 pub use memory::{MemStatus, smaps_rollup, statm_size};
 pub use memory_limit::MemoryLimit;
 pub use oracle::{
-    LoadedObjects, ProcStat, ProgramStatistics, Schedstat, hidden_tasks_ns, loaded_objects,
-    monotonic_ns, proc_stat, process_cpu_ns, schedstat, schedstat_of_thread, status_field,
-    stolen_unseen_ns, thread_cpu_ns, thread_ids, total_idle,
+    LoadedObjects, ProcStat, ProgramStatistics, Schedstat, cpu_columns, hidden_tasks_ns,
+    loaded_objects, monotonic_ns, proc_stat, process_cpu_ns, schedstat, schedstat_of_thread,
+    status_field, stolen_unseen_ns, thread_cpu_ns, thread_ids, total_idle,
 };
 pub use privilege::{
     Capability, Overlay, become_effective_user, become_user, enter_time_namespace, hide_directory,

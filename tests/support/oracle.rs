@@ -103,6 +103,17 @@ pub fn total_idle() -> u64 {
     (figures[3] + figures[4]) * 10_000_000
 }
 
+/// Interrupt, soft interrupt, stolen and guest time of each CPU by `/proc/stat`, in ticks of
+/// 10 ms.
+pub fn cpu_columns() -> Vec<[u64; 4]> {
+    let text = fs::read_to_string("/proc/stat").unwrap();
+    let lines = text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "));
+    let columns = |line: &str| -> Vec<u64> {
+        line.split_whitespace().skip(1).map(|figure| figure.parse().unwrap()).collect()
+    };
+    lines.map(columns).map(|it| [it[5], it[6], it[7], it[8] + it[9]]).collect()
+}
+
 /// CPU time of the processes that `/proc` lists and an iterator of this machine
 /// does not: its first process is hidden from eBPF. Empty where nothing is hidden.
 pub fn hidden_tasks_ns(seen: impl Fn(u32) -> bool) -> BTreeMap<u32, u64> {

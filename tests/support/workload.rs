@@ -70,6 +70,10 @@ enum Work {
     SpinFor { spin_ms: u64 },
     /// Two spinning processes on one CPU, one of them at nice 19; tells the pid of that.
     Starving,
+    /// At real-time priority, so many ms of every so many, on CPU 0.
+    RealTime { busy_ms: u64, period_ms: u64 },
+    /// Starts threads that spin for so many us, eight at a time, without end.
+    ThreadsComeAndGo { spin_us: u64 },
     /// So many children that sleep; then spins.
     Among { sleepers: u32 },
     /// So many children of so many us each. On a line of input they are waited for, with so
@@ -85,6 +89,8 @@ enum Work {
     OnOverlay { directory: String },
     /// Reads 40 children that end, as a process whose clocks are ahead by so many seconds.
     InTimeNamespace { ahead_s: u64 },
+    /// Filters by pids of a PID namespace of its own.
+    FilterInNamespace,
     /// Becomes the user 1000, and takes on the rights of root for file systems and back.
     SwitchUser,
     /// Ends its first thread while another goes on to spin.
@@ -223,6 +229,12 @@ fn main() -> anyhow::Result<()> {
             }
         }
         Work::Starving => case_worker::starving(),
+        Work::RealTime { busy_ms, period_ms } => {
+            case_worker::real_time(Duration::from_millis(busy_ms), Duration::from_millis(period_ms))
+        }
+        Work::ThreadsComeAndGo { spin_us } => {
+            case_worker::threads_come_and_go(Duration::from_micros(spin_us))
+        }
         Work::Among { sleepers } => case_worker::among(sleepers),
         Work::ReapLate { count, spin_us, pause_ms } => case_worker::reap_late(
             count,
@@ -233,6 +245,7 @@ fn main() -> anyhow::Result<()> {
         Work::DoubleFork { spin_ms } => case_worker::double_fork(Duration::from_millis(spin_ms)),
         Work::OnOverlay { directory } => case_worker::on_overlay(&directory),
         Work::InTimeNamespace { ahead_s } => case_worker::in_time_namespace(ahead_s),
+        Work::FilterInNamespace => case_worker::filter_in_namespace(),
         Work::SwitchUser => case_worker::switch_user(),
         Work::LeaderExits => {
             thread::spawn(|| {

@@ -11,13 +11,14 @@
 const volatile bool cpu_on = false;
 const volatile bool cpu_account_switches = false;
 /*
- * Offsets of the per-CPU variables runqueues, root_cpuacct_cpuusage and steal_time in the
- * per-CPU area, from the kernel's BTF. Their differences lead from one variable to another.
+ * Offsets of the per-CPU variables runqueues, root_cpuacct_cpuusage, steal_time and
+ * kernel_cpustat in the per-CPU area, from the kernel's BTF. Their differences lead from one variable to another.
  * 0 if the BTF does not have the variable.
  */
 const volatile u64 cpu_runqueues_offset = 0;
 const volatile u64 cpu_cpuacct_offset = 0;
 const volatile u64 cpu_steal_time_offset = 0;
+const volatile u64 cpu_ticks_offset = 0;
 
 enum cpu_kind {
 	CPU_KIND_TASK = 1,
@@ -57,6 +58,7 @@ enum cpu_cpu_flags {
 	CPU_CPU_HAS_IDLE = 1 << 0,
 	CPU_CPU_IDLE_LACKS_CLOCK_OFFSET = 1 << 1, /* add BPF's clock minus the scheduler's */
 	CPU_CPU_IDLE_HOLDS_INTERRUPTED = 1 << 2, /* subtract interrupted_ns */
+	CPU_CPU_HAS_TICKS = 1 << 3, /* irq_ns and the fields after it are set */
 };
 
 struct cpu_cpu_record {
@@ -66,6 +68,11 @@ struct cpu_cpu_record {
 	u64 now_ns;
 	u64 idle_ns; /* only differences are meaningful */
 	u64 interrupted_ns; /* interrupts and stolen time, as far as the kernel accounts for them */
+	/* what the kernel adds up at ticks */
+	u64 irq_ns;
+	u64 softirq_ns;
+	u64 steal_ns;
+	u64 guest_ns; /* also in the time of tasks */
 };
 
 static __always_inline u64 cpu_charged_to(u64 owner, u32 tgid)
@@ -327,6 +334,26 @@ static __always_inline void cpu_idle_from_cpuacct(struct cpu_cpu_record *r, stru
 	}
 }
 
+/* struct kernel_cpustat: cputime[NR_STATS] in ns. Its first ten are the columns of /proc/stat. */
+struct cpu_ticks {
+	u64 user, nice, system, softirq, irq, idle, iowait, steal, guest, guest_nice;
+};
+
+static __always_inline void cpu_read_ticks(struct cpu_cpu_record *r, struct cfs_rq *cfs_rq)
+{
+	struct cpu_ticks ticks;
+
+	if (!cpu_ticks_offset ||
+	    bpf_probe_read_kernel(&ticks, sizeof(ticks),
+				  (void *)cpu_beside_run_queue(cfs_rq, cpu_ticks_offset)))
+		return;
+	r->irq_ns = ticks.irq;
+	r->softirq_ns = ticks.softirq;
+	r->steal_ns = ticks.steal;
+	r->guest_ns = ticks.guest + ticks.guest_nice;
+	r->flags |= CPU_CPU_HAS_TICKS;
+}
+
 /* Every CPU has one thread cpuhp/N that never leaves it. It leads to the run queue. */
 static __always_inline bool cpu_has_run_queue_of(struct task_struct *task)
 {
@@ -351,6 +378,7 @@ static __always_inline void cpu_walk_cpu(struct bpf_iter__task *ctx, struct task
 		cpu_idle_from_run_queue(&r, cfs_rq->rq);
 	else if (cpu_cpuacct_offset)
 		cpu_idle_from_cpuacct(&r, cfs_rq);
+	cpu_read_ticks(&r, cfs_rq);
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 }
 

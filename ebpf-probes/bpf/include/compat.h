@@ -93,26 +93,35 @@ static __always_inline bool has_seen_steal(void)
 	((rarely) ? BPF_CORE_READ(task, __VA_ARGS__) : ___arrow(task, __VA_ARGS__))
 
 /*
- * The pid of a task in its own PID namespace. `tid` is its pid in the initial one; `rarely` is
- * a constant, as for FOLLOW(). `numbers` is an array of one element in 5.10 and a flexible
+ * The id of a task in the PID namespace of this level; 0 is the initial one. `numbers` is an array of one element in 5.10 and a flexible
  * array since 6.5 (b69f0aeb0689 "pid: Replace struct pid 1-element array with flex-array").
  * Relocations cannot access elements of a flexible array, so the address is computed here. It
  * is a number because before 5.11 pointers to kernel types cannot have variable offsets.
  */
-static __always_inline u32 namespace_pid(bool rarely, struct task_struct *task, u32 tid)
+static __always_inline u32 pid_at_level(struct task_struct *task, u32 level)
 {
-	struct pid *pid = FOLLOW(rarely, task, thread_pid);
 	u64 address = 0;
 	u32 nr = 0;
 
-	if (!pid || !FOLLOW(rarely, pid, level)) /* none, or the initial namespace */
-		return tid;
 	bpf_probe_read_kernel(&address, sizeof(address), &task->thread_pid);
 	address += bpf_core_field_offset(struct pid, numbers) +
-		   (u64)FOLLOW(rarely, pid, level) * bpf_core_type_size(struct upid) +
+		   (u64)level * bpf_core_type_size(struct upid) +
 		   bpf_core_field_offset(struct upid, nr);
 	bpf_probe_read_kernel(&nr, sizeof(nr), (void *)address);
 	return nr;
+}
+
+/*
+ * The id of a task in its own PID namespace. `tid` is its id in the initial one; `rarely` is a
+ * constant, as for FOLLOW().
+ */
+static __always_inline u32 namespace_pid(bool rarely, struct task_struct *task, u32 tid)
+{
+	struct pid *pid = FOLLOW(rarely, task, thread_pid);
+
+	if (!pid || !FOLLOW(rarely, pid, level)) /* none, or the initial namespace */
+		return tid;
+	return pid_at_level(task, FOLLOW(rarely, pid, level));
 }
 
 #endif

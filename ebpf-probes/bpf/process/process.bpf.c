@@ -28,9 +28,14 @@ enum process_loss {
 
 DEFINE_LOSSES(process, PROCESS_LOSSES)
 
-/* A process and its parent. User space sets up the filter with it. */
+/*
+ * A process, its pid in the reader's PID namespace, and its parent. User space sets up the
+ * filter with it.
+ */
 struct process_parent_record {
 	struct record_head head;
+	u32 reader_pid;
+	u32 padding;
 	struct process_key process;
 	struct process_key parent;
 };
@@ -40,10 +45,12 @@ int process_parents(struct bpf_iter__task *ctx)
 {
 	struct process_parent_record r = {.head =
 					      RECORD_HEAD(SECTION_PROCESS, PROCESS_KIND_PARENT, r)};
-	struct task_struct *task = ctx->task;
+	struct task_struct *task = ctx->task, *reader = (void *)bpf_get_current_task();
 
 	if (!task || task->pid != task->tgid)
 		return 0;
+	/* the iterator shows the tasks of the reader's namespace and of those below it */
+	r.reader_pid = pid_at_level(task, BPF_CORE_READ(reader, thread_pid, level));
 	r.process = process_key_of_leader(task);
 	r.parent.tgid = BPF_CORE_READ(task, real_parent, tgid);
 	r.parent.start_ns = BPF_CORE_READ(task, real_parent, group_leader, start_boottime);

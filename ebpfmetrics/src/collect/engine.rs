@@ -147,11 +147,15 @@ impl Engine {
         base.load_iterator("process_parents", "task", kernel)?;
         base.load_callable("process_read_clocks")?;
         filter.begin(&base)?;
+        let caller = match options.caller {
+            Some(pid) => super::filter::process_of(pid, &base)?,
+            None => None,
+        };
         let shared_filter = SharedFilter {
             filter: filter.clone(),
             cgroup_hierarchy: cgroup_number,
             maps: vec![base.map_handle("filtered")?, base.map_handle("known_cgroups")?],
-            caller: options.caller,
+            caller: caller.map(|id| id.pid),
         };
         let sees_all = in_initial_pid_namespace();
         let table = ProcessTable::new(options.max_exited as usize, filter.admits_late(), sees_all);

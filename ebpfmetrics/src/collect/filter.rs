@@ -6,6 +6,7 @@ use super::walk::RecordBuffer;
 use crate::{
     error::{Error, ErrorKind, Result},
     object::{MapHandle, Object, ObjectLoader},
+    process::ProcessId,
     record::{ProcessKey, ProcessParentRecord, filter_mode},
 };
 
@@ -31,9 +32,10 @@ pub enum Filter {
     /// Every process of the machine.
     #[default]
     All,
-    /// These processes, by pid, as long as they live. At most 16,384.
+    /// These processes, by their pids in the caller's PID namespace, as long as they live. At
+    /// most 16,384.
     Processes(Vec<u32>),
-    /// A process, its descendants when the set is created, and everything that these start
+    /// A process by its pid in the caller's PID namespace, its descendants when the set is created, and everything that these start
     /// from then on. Descendants stay in the filter when their parents end. At most 16,384
     /// at a time; a process beyond that and its children are not measured, and are counted
     /// as the loss `filter_table_full`.
@@ -57,7 +59,8 @@ pub(crate) struct SharedFilter {
     /// The kernel's number of the controller that cgroup ids belong to.
     pub(super) cgroup_hierarchy: i32,
     pub(super) maps: Vec<MapHandle>,
-    /// A process in the filter that is no part of what is measured: the caller of a job.
+    /// A process in the filter that is no part of what is measured: the caller of a job, by its
+    /// pid in the initial PID namespace.
     pub(super) caller: Option<u32>,
 }
 
@@ -137,17 +140,16 @@ impl Filter {
                 if pids.len() > MAX_PROCESSES as usize {
                     return Err(too_many(pids.len()));
                 }
-                let mut listed: Vec<_> =
-                    parents(object)?.into_iter().map(|it| it.process).collect();
-                listed.retain(|process| pids.contains(&process.tgid));
-                let found: HashSet<_> = listed.iter().map(|process| process.tgid).collect();
+                let mut listed = parents(object)?;
+                listed.retain(|it| pids.contains(&it.reader_pid));
+                let found: HashSet<_> = listed.iter().map(|it| it.reader_pid).collect();
                 match pids.iter().find(|pid| !found.contains(pid)) {
                     Some(&missing) => Err(no_such_process(missing)),
                     None if pids.is_empty() => {
                         let text = "the filter lists no process";
                         Err(Error::new(ErrorKind::InvalidOption, text))
                     }
-                    None => list(object, listed.into_iter()),
+                    None => list(object, listed.iter().map(|it| it.process)),
                 }
             }
             Self::Tree(root) => {
@@ -172,7 +174,8 @@ impl Filter {
 
 fn no_such_process(pid: u32) -> Error {
     let text = format!(
-        "no process has the pid {pid} that the filter names, or the reader's PID namespace hides it"
+        "no process has the pid {pid} that the filter names; pids are those of the caller's PID \
+         namespace"
     );
     Error::new(ErrorKind::NoSuchProcess, text)
 }
@@ -202,13 +205,23 @@ fn list(object: &Object, processes: impl Iterator<Item = ProcessKey>) -> Result<
     object.update_batch("filtered", &entries)
 }
 
+/// A process by its pid in the reader's PID namespace.
+fn find(pid: u32, processes: &[ProcessParentRecord]) -> Option<ProcessKey> {
+    processes.iter().find(|it| it.reader_pid == pid).map(|it| it.process)
+}
+
+/// A live process, or a zombie, by its pid in the reader's PID namespace.
+pub(super) fn process_of(pid: u32, object: &Object) -> Result<Option<ProcessId>> {
+    Ok(find(pid, &parents(object)?).map(|key| key.id()))
+}
+
 /// A process and all its descendants.
 fn family(root: u32, processes: &[ProcessParentRecord]) -> HashSet<ProcessKey> {
     let mut children: HashMap<ProcessKey, Vec<ProcessKey>> = HashMap::new();
     for &ProcessParentRecord { process, parent, .. } in processes {
         children.entry(parent).or_default().push(process);
     }
-    let root = processes.iter().map(|it| it.process).find(|process| process.tgid == root);
+    let root = find(root, processes);
     let mut members: HashSet<_> = root.into_iter().collect();
     let mut open: Vec<_> = root.into_iter().collect();
     while let Some(parent) = open.pop() {
@@ -239,7 +252,13 @@ mod tests {
     fn process(pid: u32, start_ns: u64, parent: (u32, u64)) -> ProcessParentRecord {
         let key = |(tgid, start_ns)| ProcessKey { start_ns, tgid, padding: 0 };
         let head = RecordHead { section: 0, kind: 7, size: 0 };
-        ProcessParentRecord { head, process: key((pid, start_ns)), parent: key(parent) }
+        ProcessParentRecord {
+            head,
+            reader_pid: pid % 100,
+            padding: 0,
+            process: key((pid, start_ns)),
+            parent: key(parent),
+        }
     }
 
     #[test]
@@ -249,7 +268,7 @@ mod tests {
             process(10, 10, (1, 0)),
             process(12, 40, (10, 10)),
             process(13, 45, (10, 9)), // of another that had the pid
-            process(20, 20, (1, 0)),
+            process(120, 20, (1, 0)),
         ];
         let members = |root| {
             let mut pids: Vec<_> = family(root, &processes).iter().map(|key| key.tgid).collect();
@@ -257,7 +276,7 @@ mod tests {
             pids
         };
         assert_eq!(members(10), [2, 10, 12]);
-        assert_eq!(members(20), [20]);
+        assert_eq!(members(20), [120], "by the reader's pid");
         assert_eq!(members(99), [0_u32; 0]);
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use procfs::process::{Process, all_processes};
 
-use crate::process::{Comm, ProcessId, ProcessInfo};
+use crate::process::{Comm, ProcessId, ProcessInfo, TICK_NS};
 
 /// Where `/proc` knows more than the walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ fn read(process: &Process) -> Option<(ProcessId, ProcessInfo)> {
     const PF_KTHREAD: u32 = 0x0020_0000;
     let stat = process.stat().ok()?;
     let status = process.status().ok()?;
-    let start_time_ns = stat.starttime * (1_000_000_000 / procfs::ticks_per_second());
+    let start_time_ns = stat.starttime * TICK_NS;
     let mut comm = [0; 16];
     // by itself: `stat` is text, and the name may not be
     let name = fs::read(format!("/proc/{}/comm", process.pid)).unwrap_or_default();

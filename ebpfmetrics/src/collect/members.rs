@@ -1,11 +1,11 @@
 //! Which processes are in the filter of a set while it runs: for jobs, which start with the
 //! caller in the filter and go on without it.
 
-use super::{engine::Engine, table::STARTING_NS};
+use super::{engine::Engine, filter, table::STARTING_NS};
 use crate::{
     error::Result,
     process::ProcessId,
-    record::{ProcessEndedRecord, ProcessKey, ProcessLoss},
+    record::{ProcessCreatorRecord, ProcessEndedRecord, ProcessKey, ProcessLoss},
 };
 
 impl Engine {
@@ -24,16 +24,17 @@ impl Engine {
         self.columns.iter_mut().try_for_each(|(_, column)| column.forget(&gone))
     }
 
-    /// A process in the filter, by its pid, while the kernel has not released it.
-    pub(crate) fn filtered(&self, pid: u32) -> Result<Option<ProcessId>> {
-        let start: Option<u64> = self.base.lookup("filtered", &pid)?;
-        Ok(start.map(|start_time_ns| ProcessId { pid, start_time_ns }))
+    /// A process that has not been reaped, by its pid in the caller's PID namespace.
+    pub(crate) fn process_of(&self, pid: u32) -> Result<Option<ProcessId>> {
+        filter::process_of(pid, &self.base)
     }
 
     /// Processes that were started in the filter since the last read, each with its creator.
     pub(crate) fn creators(&self) -> Result<Vec<(ProcessId, ProcessId)>> {
-        let creators: Vec<(ProcessKey, ProcessKey)> = self.base.lookup_batch("creators")?;
-        Ok(creators.into_iter().map(|(process, creator)| (process.id(), creator.id())).collect())
+        let creators: Vec<(ProcessKey, ProcessCreatorRecord)> =
+            self.base.lookup_batch("creators")?;
+        let ids = |(process, at): (ProcessKey, ProcessCreatorRecord)| (process.id(), at.creator.id());
+        Ok(creators.into_iter().map(ids).collect())
     }
 
     /// Start of the last walk, `CLOCK_BOOTTIME`.

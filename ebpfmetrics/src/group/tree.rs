@@ -35,7 +35,8 @@ pub struct ProcessTree {
 const FORGET_AFTER_NS: u64 = 120_000_000_000;
 
 impl ProcessTree {
-    /// Tree of the process that has this pid in the first snapshot.
+    /// Tree of the process that has this pid (in the initial PID namespace) in the first
+    /// snapshot.
     pub fn of(root: u32) -> Self {
         Self { root, members: HashMap::new() }
     }

@@ -1,6 +1,10 @@
-use std::{collections::HashSet, process::Command, time::Instant};
+use std::{
+    collections::HashSet,
+    process::{self, Command},
+    time::Instant,
+};
 
-use super::{Job, JobReport, caller, child::JobChild};
+use super::{Job, JobReport, child::JobChild};
 use crate::{
     error::{Error, ErrorKind, Result},
     kernel::Kernel,
@@ -71,13 +75,12 @@ impl JobBuilder {
     /// and no probe is left.
     pub fn spawn(self, command: &mut Command) -> Result<Job> {
         let kernel = read_kernel()?;
-        let caller = caller::pid(&kernel)?;
-        let mut set = self.set.filter_by_caller(caller).build_on(&kernel)?;
+        let mut set = self.set.filter_by_caller(process::id()).build_on(&kernel)?;
         let mut missing = Vec::new();
         let cpu = add(&mut set, CpuProbe::builder(), self.cpu, "cpu", &kernel, &mut missing)?;
         let mem = add(&mut set, MemProbe::builder(), self.mem, "mem", &kernel, &mut missing)?;
         let disk = add(&mut set, DiskProbe::builder(), self.disk, "disk", &kernel, &mut missing)?;
-        let caller = set.engine_mut().filtered(caller)?.ok_or_else(caller::unknown)?;
+        let caller = set.engine_mut().process_of(process::id())?.ok_or_else(caller_unknown)?;
         let excluded = exclude_others(&mut set, caller)?;
         set.reset()?; // the job begins here
 
@@ -87,7 +90,7 @@ impl JobBuilder {
         let child = JobChild::spawn(command)?;
         // from here on children of the caller are not added
         set.engine_mut().exclude(&[caller])?;
-        let root = caller::in_initial_namespace(child.pid(), set.engine_mut())?;
+        let root = set.engine_mut().process_of(child.pid())?;
         let mut job = Job {
             set,
             cpu,
@@ -130,6 +133,10 @@ fn add<B: ProbeBuilder>(
         }
         Err(error) => Err(error),
     }
+}
+
+fn caller_unknown() -> Error {
+    Error::new(ErrorKind::NoSuchProcess, "the kernel does not show the calling process")
 }
 
 /// Takes the descendants of the caller out of the filter. Returns them, with the caller.

@@ -25,7 +25,6 @@
 //! ```
 
 mod builder;
-mod caller;
 mod child;
 mod report;
 

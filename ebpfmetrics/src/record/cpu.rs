@@ -123,6 +123,8 @@ pub mod cpu_cpu_flags {
     pub const IDLE_LACKS_CLOCK_OFFSET: u32 = 2;
     /// Subtract interrupted_ns.
     pub const IDLE_HOLDS_INTERRUPTED: u32 = 4;
+    /// irq_ns and the fields after it are set.
+    pub const HAS_TICKS: u32 = 8;
 }
 
 /// `struct cpu_cpu_record`.
@@ -137,4 +139,10 @@ pub struct CpuCpuRecord {
     pub idle_ns: u64,
     /// Interrupts and stolen time, as far as the kernel accounts for them.
     pub interrupted_ns: u64,
+    /// What the kernel adds up at ticks.
+    pub irq_ns: u64,
+    pub softirq_ns: u64,
+    pub steal_ns: u64,
+    /// Also in the time of tasks.
+    pub guest_ns: u64,
 }

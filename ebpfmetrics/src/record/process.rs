@@ -173,11 +173,14 @@ impl fmt::Display for ProcessLoss {
     }
 }
 
-/// A process and its parent. User space sets up the filter with it.
+/// A process, its pid in the reader's PID namespace, and its parent. User space sets up the
+/// filter with it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ProcessParentRecord {
     pub head: RecordHead,
+    pub reader_pid: u32,
+    pub padding: u32,
     pub process: ProcessKey,
     pub parent: ProcessKey,
 }

@@ -24,8 +24,8 @@ impl ProbeSetBuilder {
         self
     }
 
-    /// Measures what a process starts from then on. The process itself is in the filter, but does
-    /// not count.
+    /// Measures what a process starts from then on. It is named by its pid in the caller's PID
+    /// namespace, and is in the filter, but does not count.
     pub(crate) fn filter_by_caller(mut self, caller: u32) -> Self {
         self.options.0.caller = Some(caller);
         self.filter(Filter::tree(caller))

@@ -63,7 +63,9 @@ impl<U, S> ProbeSnapshot<U, S> {
         &self.processes
     }
 
-    /// The row of a process. If the pid was reused, the process that started last.
+    /// The row of a process by its pid in the initial PID namespace. If the pid was reused, the
+    /// process that started last. A caller in another namespace knows other pids: those are in
+    /// `info.namespace_pid` of the rows.
     pub fn process(&self, pid: u32) -> Option<&Process<U>> {
         let after = self.processes.partition_point(|process| process.id.pid <= pid);
         self.processes[..after].last().filter(|process| process.id.pid == pid)

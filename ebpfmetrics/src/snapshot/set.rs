@@ -188,7 +188,9 @@ impl Snapshot {
         })
     }
 
-    /// The row of a process. If the pid was reused, the process that started last.
+    /// The row of a process by its pid in the initial PID namespace. If the pid was reused, the
+    /// process that started last. A caller in another namespace knows other pids: those are in
+    /// `info.namespace_pid` of the rows.
     pub fn process(&self, pid: u32) -> Option<SetProcess<'_>> {
         let after = self.rows.partition_point(|(id, _)| id.pid <= pid);
         let index = after.checked_sub(1)?;

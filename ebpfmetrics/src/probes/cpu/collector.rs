@@ -1,12 +1,11 @@
 //! From the records of tasks to CPU counters.
 
-use std::time::Duration;
-
 use procfs::process::Process;
 
 use super::{
-    CpuAccounting, CpuProbeBuilder, CpuSystem, CpuThread, CpuTime, CpuUsage,
+    CpuAccounting, CpuProbeBuilder, CpuSystem, CpuThread, CpuUsage,
     counters::{CpuCounters, Longest, advance, ran_after_window_ns},
+    cpus::Cpus,
     threads::Threads,
 };
 use crate::{
@@ -22,10 +21,10 @@ use crate::{
     kernel::{Kernel, OnlineCpus, Requirements, possible_cpus},
     object::Object,
     probe::Degraded,
-    process::ProcessId,
+    process::{ProcessId, TICK_NS},
     record::{
-        CpuCpuRecord, CpuLoss, CpuTaskRecord, ProcessOverflowRecord, ProcessPartRecord,
-        cpu_cpu_flags, cpu_kind, cpu_task_flags, section_number,
+        CpuLoss, CpuTaskRecord, ProcessOverflowRecord, ProcessPartRecord, cpu_kind,
+        cpu_task_flags, section_number,
     },
     snapshot::{LossCause, LossScope, Source, Window},
 };
@@ -36,14 +35,12 @@ pub struct Cpu {
     object: Option<Object>,
     accounting: CpuAccounting,
     list_threads: bool,
-    /// Where per-CPU variables of the kernel lie: run queues, cpuacct, stolen time.
-    per_cpu_offsets: [u64; 3],
+    /// Where per-CPU variables of the kernel lie: run queues, cpuacct, stolen time, times by tick.
+    per_cpu_offsets: [u64; 4],
     slots: u32,
     has_wait: bool,
     online_cpus: usize,
-    cpus: Vec<KnownCpu>,
-    /// Of the walk that is under way.
-    walked_cpus: Vec<CpuReading>,
+    cpus: Cpus,
     threads: Threads,
 }
 
@@ -55,61 +52,6 @@ pub struct CpuGauges {
     is_single: bool,
 }
 
-/// A CPU with its counters since boot, never taken back.
-#[derive(Clone, Copy, Debug)]
-struct KnownCpu {
-    last: CpuReading,
-    baseline: CpuReading,
-    /// As of the last walk. Without a CPU no time passes on it.
-    is_online: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct CpuReading {
-    cpu: u32,
-    idle_ns: Option<u64>,
-    interrupted_ns: u64,
-}
-
-impl CpuReading {
-    fn new(record: &CpuCpuRecord, walk: &WalkTimes) -> Self {
-        let has = |flag| record.flags & flag != 0;
-        let idle_ns = match walk.scheduler_offset_ns {
-            _ if !has(cpu_cpu_flags::HAS_IDLE) => None,
-            _ if !has(cpu_cpu_flags::IDLE_LACKS_CLOCK_OFFSET) => Some(record.idle_ns),
-            // Without the offset, this CPU's idle time shows once it is idle again.
-            offset => offset.map(|offset| record.idle_ns.wrapping_add(offset)),
-        };
-        let idle_ns = match has(cpu_cpu_flags::IDLE_HOLDS_INTERRUPTED) {
-            true => idle_ns.map(|ns| ns.wrapping_sub(record.interrupted_ns)),
-            false => idle_ns,
-        };
-        Self { cpu: record.cpu, idle_ns, interrupted_ns: record.interrupted_ns }
-    }
-}
-
-impl KnownCpu {
-    /// Leaves the time since an earlier reading out of the window.
-    fn skip_since(&mut self, before: CpuReading) {
-        let skip = |baseline: u64, now: u64, before: u64| baseline + now.saturating_sub(before);
-        let idle = self.baseline.idle_ns.zip(self.last.idle_ns).zip(before.idle_ns);
-        self.baseline.idle_ns = idle.map_or(self.last.idle_ns, |((baseline, now), before)| {
-            Some(skip(baseline, now, before))
-        });
-        self.baseline.interrupted_ns =
-            skip(self.baseline.interrupted_ns, self.last.interrupted_ns, before.interrupted_ns);
-    }
-
-    fn in_window(&self) -> CpuTime {
-        let ns = |now: u64, before: u64| Duration::from_nanos(now.saturating_sub(before));
-        CpuTime {
-            cpu: self.last.cpu,
-            idle: self.last.idle_ns.zip(self.baseline.idle_ns).map(|(now, before)| ns(now, before)),
-            interrupted: ns(self.last.interrupted_ns, self.baseline.interrupted_ns),
-        }
-    }
-}
-
 impl Cpu {
     /// As with the default options, for walks from memory.
     #[cfg(feature = "__bench")]
@@ -118,38 +60,13 @@ impl Cpu {
             object: None,
             accounting: CpuAccounting::Ledger,
             list_threads: false,
-            per_cpu_offsets: [0; 3],
+            per_cpu_offsets: [0; 4],
             slots: 1,
             has_wait: false,
             online_cpus: 1,
-            cpus: Vec::new(),
-            walked_cpus: Vec::new(),
+            cpus: Cpus::default(),
             threads: Threads::default(),
         }
-    }
-
-    fn add_cpu(&mut self, now: CpuReading, is_online: bool) {
-        match self.cpus.binary_search_by_key(&now.cpu, |known| known.last.cpu) {
-            Ok(index) => {
-                let known = &mut self.cpus[index];
-                let before = known.last;
-                // absent while a CPU was just switching
-                known.last.idle_ns = before.idle_ns.max(now.idle_ns);
-                known.last.interrupted_ns = before.interrupted_ns.max(now.interrupted_ns);
-                if !is_online || !known.is_online {
-                    known.skip_since(before);
-                }
-                known.is_online = is_online;
-            }
-            Err(index) if is_online => {
-                self.cpus.insert(index, KnownCpu { last: now, baseline: now, is_online });
-            }
-            Err(_) => {}
-        }
-    }
-
-    fn has_idle(&self) -> bool {
-        !self.cpus.is_empty() && self.cpus.iter().all(|cpu| cpu.last.idle_ns.is_some())
     }
 
     fn switches(&self) -> bool {
@@ -161,10 +78,9 @@ impl Cpu {
 fn from_procfs(pid: u32) -> Option<CpuCounters> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
     let stat = process.stat().ok()?;
-    let tick_ns = 1_000_000_000 / procfs::ticks_per_second();
     let mut sum = CpuCounters {
-        user_ns: stat.utime * tick_ns,
-        system_ns: stat.stime * tick_ns,
+        user_ns: stat.utime * TICK_NS,
+        system_ns: stat.stime * TICK_NS,
         ..CpuCounters::default()
     };
     for task in process.tasks().ok()?.flatten() {
@@ -203,12 +119,14 @@ impl Collector for Cpu {
     fn load(options: CpuProbeBuilder, loading: &Loading<'_>) -> Result<Self> {
         let slots = options.slots()?;
         let kernel = loading.kernel;
-        let offsets = kernel.per_cpu_offsets(["runqueues", "root_cpuacct_cpuusage", "steal_time"]);
+        let names = ["runqueues", "root_cpuacct_cpuusage", "steal_time", "kernel_cpustat"];
+        let offsets = kernel.per_cpu_offsets(names);
         let per_cpu_offsets = match offsets {
-            [Some(run_queues), cpuacct, steal] => {
-                [run_queues, cpuacct.unwrap_or_default(), steal.unwrap_or_default()]
+            [Some(run_queues), others @ ..] => {
+                let [cpuacct, steal, ticks] = others.map(Option::unwrap_or_default);
+                [run_queues, cpuacct, steal, ticks]
             }
-            _ => [0; 3],
+            _ => [0; 4],
         };
         let object = match options.accounting {
             CpuAccounting::Ledger => None,
@@ -230,8 +148,7 @@ impl Collector for Cpu {
             slots,
             has_wait: false,
             online_cpus: OnlineCpus::read()?.count(),
-            cpus: Vec::new(),
-            walked_cpus: Vec::new(),
+            cpus: Cpus::default(),
             threads: Threads::default(),
         })
     }
@@ -252,19 +169,20 @@ impl Collector for Cpu {
     }
 
     fn walk_part(&self) -> Result<WalkPart> {
-        let [run_queues, cpuacct, steal] = self.per_cpu_offsets;
+        let [run_queues, cpuacct, steal, ticks] = self.per_cpu_offsets;
         Ok(WalkPart::built_in("cpu_on")
             .with("cpu_account_switches", u8::from(self.switches()))
             .with("cpu_slot_mask", self.slots - 1)
             .with("cpu_runqueues_offset", run_queues)
             .with("cpu_cpuacct_offset", cpuacct)
             .with("cpu_steal_time_offset", steal)
+            .with("cpu_ticks_offset", ticks)
             .sharing(self.object.as_ref().map(Object::map_handles).unwrap_or_default()))
     }
 
     fn begin_walk(&mut self, _: crate::collect::collector::Read) -> Result<()> {
         self.threads.begin_walk();
-        self.walked_cpus.clear();
+        self.cpus.begin_walk();
         Ok(())
     }
 
@@ -274,7 +192,7 @@ impl Collector for Cpu {
 
     fn system_record(&mut self, _: u16, record: &[u8], walk: &WalkTimes) -> Result<()> {
         let record = Record { kind: 0, bytes: record }.get()?;
-        self.walked_cpus.push(CpuReading::new(record, walk));
+        self.cpus.walked(record, walk);
         Ok(())
     }
 
@@ -305,21 +223,25 @@ impl Collector for Cpu {
         Ok(())
     }
 
-    fn end_walk(&mut self, _: &WalkTimes, processes: &mut Readings<'_, Self>) -> Result<()> {
+    fn end_walk(&mut self, walk: &WalkTimes, processes: &mut Readings<'_, Self>) -> Result<()> {
         for &index in processes.hidden {
             if let Some(counters) = from_procfs(processes.ids[index].pid) {
                 processes.readings[index].counters = counters;
             }
         }
-        if self.list_threads {
-            self.threads.end_walk();
-        }
-        // CPUs come and go
         let online = OnlineCpus::read()?;
         self.online_cpus = online.count();
-        for now in std::mem::take(&mut self.walked_cpus) {
-            self.add_cpu(now, online.contains(now.cpu));
+        if self.list_threads {
+            let window_ns = walk.monotonic_ns.saturating_sub(walk.window_start_ns);
+            let cpus = self.online_cpus as u64;
+            let seen = processes.ids.iter().zip(processes.readings.iter_mut());
+            self.threads.end_walk(seen.map(|(id, reading)| {
+                let age_ns = walk.boottime_ns.saturating_sub(id.start_time_ns);
+                let capacity_ns = window_ns.min(age_ns).saturating_mul(cpus);
+                (*id, &mut reading.counters.ledger_ns, capacity_ns)
+            }));
         }
+        self.cpus.end_walk(&online, walk);
         Ok(())
     }
 
@@ -396,7 +318,7 @@ impl Collector for Cpu {
     fn system(&self, _: Window) -> CpuSystem {
         CpuSystem {
             accounting: self.accounting,
-            cpus: self.cpus.iter().map(KnownCpu::in_window).collect(),
+            cpus: self.cpus.in_window(),
             online_cpus: self.online_cpus,
             threads: self.threads.iter().map(|it| CpuThread::new(it, self.has_wait)).collect(),
         }
@@ -404,10 +326,7 @@ impl Collector for Cpu {
 
     fn end_window(&mut self) {
         self.threads.rebase();
-        self.cpus.retain(|cpu| cpu.is_online);
-        for cpu in &mut self.cpus {
-            cpu.baseline = cpu.last;
-        }
+        self.cpus.rebase();
     }
 
     #[cfg(feature = "serde")]
@@ -424,6 +343,9 @@ impl Collector for Cpu {
             true => Source::new(metric, source),
             false => Source::missing(metric),
         };
+        let ticks = |metric| {
+            when(self.cpus.has_ticks(), metric, "iter/task: kernel_cpustat, as in /proc/stat")
+        };
         vec![
             Source::new("cpu_time", cpu_time),
             Source::new("user", "iter/task: task->utime, scaled to the CPU time"),
@@ -436,7 +358,15 @@ impl Collector for Cpu {
                 "iter/task: task->sched_info.run_delay, last_queued",
             ),
             Source::new("migrations", "iter/task: task->se.nr_migrations"),
-            when(self.has_idle(), "idle", "iter/task: rq->rq_cpu_time, or root_cpuacct_cpuusage"),
+            when(
+                self.cpus.has_idle(),
+                "idle",
+                "iter/task: rq->rq_cpu_time, or root_cpuacct_cpuusage",
+            ),
+            ticks("irq"),
+            ticks("softirq"),
+            ticks("steal"),
+            ticks("guest"),
             Source::new("exited", "tp_btf/sched_process_free: task->signal"),
         ]
     }
@@ -445,12 +375,18 @@ impl Collector for Cpu {
         let wait =
             Degraded::when(!self.has_wait, "run_queue_wait", "the kernel lacks CONFIG_SCHED_INFO");
         let idle = Degraded::when(
-            !self.has_idle(),
+            !self.cpus.has_idle(),
             "idle",
             "the kernel lacks CONFIG_SCHEDSTATS, and CONFIG_CGROUP_CPUACCT or per-CPU variables \
              in BTF; or the reader's PID namespace hides kernel threads",
         );
-        wait.into_iter().chain(idle).collect()
+        let ticks = Degraded::when(
+            !self.cpus.has_ticks(),
+            "irq, softirq, steal, guest",
+            "the kernel's BTF lacks per-CPU variables, or the reader's PID namespace hides \
+             kernel threads",
+        );
+        wait.into_iter().chain(idle).chain(ticks).collect()
     }
 }
 

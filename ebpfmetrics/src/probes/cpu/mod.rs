@@ -2,6 +2,7 @@
 
 mod collector;
 mod counters;
+mod cpus;
 mod options;
 mod system;
 mod threads;

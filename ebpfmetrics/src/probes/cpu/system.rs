@@ -66,6 +66,25 @@ pub struct CpuTime {
     /// It is not part of any process's CPU time.
     #[cfg_attr(feature = "serde", serde(rename = "interrupted_ns", with = "duration_ns"))]
     pub interrupted: Duration,
+    /// Time in hardware interrupts, by `kernel_cpustat` as in `/proc/stat`: measured where the
+    /// kernel has `CONFIG_IRQ_TIME_ACCOUNTING`, else one timer tick per tick that hits one.
+    /// `None` where the BTF does not have the variable.
+    ///
+    /// The kernel adds this and the next three up at timer ticks, and on an idle CPU when it
+    /// wakes up. They are late by that much, and never more than the window.
+    #[cfg_attr(feature = "serde", serde(rename = "irq_ns", with = "duration_ns::option"))]
+    pub irq: Option<Duration>,
+    /// Time in software interrupts. As `irq`.
+    #[cfg_attr(feature = "serde", serde(rename = "softirq_ns", with = "duration_ns::option"))]
+    pub softirq: Option<Duration>,
+    /// Time that the hypervisor gave to others while this CPU had work. As `irq`; zero where
+    /// the hypervisor does not report it.
+    #[cfg_attr(feature = "serde", serde(rename = "steal_ns", with = "duration_ns::option"))]
+    pub steal: Option<Duration>,
+    /// Time that virtual CPUs ran on this one, nice ones included. It is also in the CPU time
+    /// of their threads. As `irq`.
+    #[cfg_attr(feature = "serde", serde(rename = "guest_ns", with = "duration_ns::option"))]
+    pub guest: Option<Duration>,
 }
 
 /// One thread.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::counters::{CpuCounters, Longest, advance};
+use super::counters::{CpuCounters, Longest, advance, split};
 use crate::{
     collect::{
         collector::{Task, WalkTimes},
@@ -19,6 +19,14 @@ pub(super) struct Threads {
     places: HashMap<u64, usize>,
     /// Of the walk that is under way.
     walked: Vec<KnownThread>,
+    processes: HashMap<ProcessId, KnownProcess>,
+}
+
+/// CPU time of a process as it is reported.
+#[derive(Clone, Copy, Debug, Default)]
+struct KnownProcess {
+    last_ns: u64,
+    baseline_ns: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -33,6 +41,10 @@ pub(super) struct KnownThread {
     address: u64,
     last: CpuCounters,
     baseline: CpuCounters,
+    /// As they were reported before this walk.
+    reported: CpuCounters,
+    /// What it used may be of a time before the window.
+    is_older: bool,
 }
 
 impl KnownThread {
@@ -40,6 +52,16 @@ impl KnownThread {
     fn is(&self, task: &Task) -> bool {
         let renamed = task.is_leader && self.process == task.process;
         self.address == task.address && (self.id == task.thread || renamed)
+    }
+
+    /// Leaves time that was not reported yet to a later window; returns how much.
+    fn cut(&mut self, excess_ns: u64) -> u64 {
+        let cut_ns = excess_ns.min(self.last.ledger_ns - self.reported.ledger_ns);
+        self.last.ledger_ns -= cut_ns;
+        let (now, before) = (&self.last, &self.reported);
+        (self.last.user_ns, self.last.system_ns) =
+            split(now.ledger_ns, (now.user_ns, now.system_ns), (before.user_ns, before.system_ns));
+        cut_ns
     }
 
     /// Counters since the window began.
@@ -83,6 +105,8 @@ impl Threads {
             address: task.address,
             last,
             baseline,
+            reported: before.map(|it| it.last).unwrap_or_default(),
+            is_older: before.is_none() && age_ns > window_ns,
         });
         last
     }
@@ -95,14 +119,60 @@ impl Threads {
         for thread in &mut self.known {
             thread.baseline = thread.last;
         }
+        for process in self.processes.values_mut() {
+            process.baseline_ns = process.last_ns;
+        }
     }
 
-    /// Replaces the threads of the previous walk.
-    pub(super) fn end_walk(&mut self) {
+    /// Replaces the threads of the previous walk, and makes them fit into their processes.
+    /// `process` is a process with the CPU time of this walk, which may be lowered, and the
+    /// most that it can have used in the window.
+    pub(super) fn end_walk<'a>(
+        &mut self,
+        processes: impl Iterator<Item = (ProcessId, &'a mut u64, u64)>,
+    ) {
         self.known = std::mem::take(&mut self.walked);
+        self.known.sort_by_key(|thread| (thread.process, thread.id));
+        let mut before = std::mem::take(&mut self.processes);
+        let mut rest = &mut self.known[..];
+        for (id, ledger_ns, capacity_ns) in processes {
+            let others = rest.partition_point(|thread| thread.process < id);
+            let own = others + rest[others..].partition_point(|thread| thread.process == id);
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(own);
+            rest = tail;
+            let threads = &mut head[others..];
+            if threads.is_empty() {
+                continue;
+            }
+            let mut process = before.remove(&id).unwrap_or_default();
+            if threads.iter().any(|thread| thread.is_older) {
+                process.last_ns = *ledger_ns;
+            } else {
+                // Each may have time left from earlier windows, and all together then more
+                // than the CPUs have in this one.
+                *ledger_ns -= fit(threads, capacity_ns);
+                let most_ns = process.baseline_ns.saturating_add(capacity_ns);
+                process.last_ns = process.last_ns.max((*ledger_ns).min(most_ns));
+                // A thread that was released in the middle of the walk is in no figure of its
+                // process now. Until it is, the process shows less than its other threads.
+                fit(threads, process.last_ns - process.baseline_ns);
+            }
+            self.processes.insert(id, process);
+        }
         self.known.sort_by_key(|thread| thread.id);
         self.places.clear();
         let places = self.known.iter().enumerate();
         self.places.extend(places.map(|(place, known)| (known.address, place)));
     }
+}
+
+/// Leaves what exceeds `most_ns` in the window to later windows; returns how much.
+fn fit(threads: &mut [KnownThread], most_ns: u64) -> u64 {
+    let sum_ns: u64 = threads.iter().map(|thread| thread.in_window().ledger_ns).sum();
+    let excess_ns = sum_ns.saturating_sub(most_ns);
+    let mut left_ns = excess_ns;
+    for thread in threads.iter_mut().take_while(|_| excess_ns > 0) {
+        left_ns -= thread.cut(left_ns);
+    }
+    excess_ns - left_ns
 }

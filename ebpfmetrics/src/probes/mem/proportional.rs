@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    process::{ProcessId, TICK_NS},
+    process::ProcessId,
 };
 
 /// Memory of a process in which each page counts by its share: a page that five processes map
@@ -84,19 +84,7 @@ impl ProportionalMemory {
     pub fn of(process: ProcessId) -> Result<Self> {
         let gone = || no_such_process(process);
         let fail = |error| explain(process, error);
-        let pid = i32::try_from(process.pid).map_err(|_| gone())?;
-        // the directory stays that of the process, whoever gets its pid
-        let directory = Process::new(pid).map_err(fail)?;
-        let stat = directory.stat().map_err(fail)?;
-        // not procfs::ticks_per_second(): it panics in a process that has changed its user
-        let start_ns = stat.starttime * TICK_NS;
-        // before 5.11 the kernel does not apply the offset
-        let is_it = |start_time_ns| {
-            ProcessId { start_time_ns, ..process }.rounded_to_ticks() == process.rounded_to_ticks()
-        };
-        if !is_it(start_ns) && !is_it(start_ns.saturating_add_signed(-boottime_offset_ns())) {
-            return Err(gone());
-        }
+        let (directory, stat) = process.open().map_err(fail)?.ok_or_else(gone)?;
         if stat.vsize > 0 {
             return directory.smaps_rollup().map(Self::from_rollup).map_err(fail);
         }
@@ -151,18 +139,6 @@ impl AddAssign<&Self> for ProportionalMemory {
 }
 
 crate::usage_operators!(ProportionalMemory);
-
-/// How far start times in `/proc` are ahead of the host's, where the reader is in a time
-/// namespace.
-fn boottime_offset_ns() -> i64 {
-    let offsets = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
-    let line = offsets.lines().find_map(|line| line.strip_prefix("boottime"));
-    let mut numbers = line.into_iter().flat_map(str::split_whitespace).map(str::parse::<i64>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(seconds)), Some(Ok(nanoseconds))) => seconds * 1_000_000_000 + nanoseconds,
-        _ => 0,
-    }
-}
 
 fn is_gone(error: &ProcError) -> bool {
     match error {

@@ -1,7 +1,10 @@
 use bytemuck::Zeroable as _;
 use proptest::prelude::*;
 
-use super::{super::counters::split, *};
+use super::{
+    super::{counters::split, threads::KnownThread},
+    *,
+};
 use crate::{
     collect::testing::head,
     process::{Comm, ThreadId},
@@ -20,12 +23,11 @@ fn cpu() -> Cpu {
         object: None,
         accounting: CpuAccounting::Ledger,
         list_threads: true,
-        per_cpu_offsets: [0; 3],
+        per_cpu_offsets: [0; 4],
         slots: 1,
         has_wait: true,
         online_cpus: 2,
-        cpus: Vec::new(),
-        walked_cpus: Vec::new(),
+        cpus: Cpus::default(),
         threads: Threads::default(),
     }
 }
@@ -70,7 +72,7 @@ fn processes_have_sums_and_threads_their_own() {
     take(&mut cpu, &task(10, 12), &record(20, 100), &mut reading).unwrap();
     assert_eq!(reading.counters.ledger_ns, 125);
     assert!(!reading.gauges.is_single);
-    cpu.threads.end_walk();
+    cpu.threads.end_walk(std::iter::empty());
     let threads: Vec<_> =
         cpu.threads.iter().map(|it| (it.id.tid, it.in_window().ledger_ns)).collect();
     assert_eq!(threads, [(10, 5), (12, 20)]);
@@ -140,55 +142,6 @@ fn what_a_task_ran_after_the_walk_began_is_of_the_next_window() {
 }
 
 #[test]
-fn idle_time_of_a_busy_cpu_needs_the_offset() {
-    let section = section_number::CPU as u16;
-    let record = |flags| CpuCpuRecord {
-        head: head::<CpuCpuRecord>(section, cpu_kind::CPU),
-        cpu: 3,
-        flags,
-        idle_ns: 70,
-        interrupted_ns: 9,
-        ..CpuCpuRecord::zeroed()
-    };
-    let idle = |flags, scheduler_offset_ns| {
-        let walk = WalkTimes { scheduler_offset_ns, ..WALK };
-        let reading = CpuReading::new(&record(flags), &walk);
-        assert_eq!((reading.cpu, reading.interrupted_ns), (3, 9));
-        reading.idle_ns
-    };
-    let busy = cpu_cpu_flags::HAS_IDLE | cpu_cpu_flags::IDLE_LACKS_CLOCK_OFFSET;
-    assert_eq!(idle(0, Some(5)), None);
-    assert_eq!(idle(cpu_cpu_flags::HAS_IDLE, None), Some(70));
-    assert_eq!(idle(busy, Some(5)), Some(75));
-    assert_eq!(idle(busy | cpu_cpu_flags::IDLE_HOLDS_INTERRUPTED, Some(5)), Some(66));
-    assert_eq!(idle(busy, None), None);
-}
-
-/// Case 21: an offline CPU counted as idle.
-#[test]
-fn a_cpu_is_not_idle_while_it_is_offline() {
-    let mut cpu = cpu();
-    let mut walk = |idle_ns, is_online| {
-        let now = CpuReading { cpu: 1, idle_ns: Some(idle_ns), interrupted_ns: 0 };
-        cpu.add_cpu(now, is_online);
-        let idle: Vec<_> =
-            cpu.cpus.iter().map(|it| it.in_window().idle.unwrap().as_nanos()).collect();
-        idle
-    };
-    assert_eq!(walk(100, true), [0]);
-    assert_eq!(walk(150, true), [50]);
-    assert_eq!(walk(250, false), [50]);
-    assert_eq!(walk(350, false), [50]);
-    assert_eq!(walk(450, true), [50]);
-    assert_eq!(walk(460, true), [60]);
-    walk(470, false);
-    cpu.end_window();
-    assert!(cpu.cpus.is_empty());
-    cpu.add_cpu(CpuReading { cpu: 1, idle_ns: Some(480), interrupted_ns: 0 }, false);
-    assert!(cpu.cpus.is_empty());
-}
-
-#[test]
 fn records_of_unexpected_kind_and_size_are_errors() {
     let mut reading = Reading::default();
     let mut unknown = record(0, 0);
@@ -251,11 +204,11 @@ fn a_thread_that_becomes_the_leader_by_exec_keeps_its_baseline() {
     threads.begin_walk();
     threads.add(&task(10, 10), &counters(50), None, &WALK);
     threads.add(&thread, &counters(300), None, &WALK);
-    threads.end_walk();
+    threads.end_walk(std::iter::empty());
     threads.rebase();
     threads.begin_walk();
     threads.add(&Task { address: 7, ..task(10, 10) }, &counters(310), None, &WALK);
-    threads.end_walk();
+    threads.end_walk(std::iter::empty());
     let now: Vec<_> = threads.iter().map(|it| (it.id.tid, it.in_window().ledger_ns)).collect();
     assert_eq!(now, [(10, 10)]);
 }
@@ -271,7 +224,7 @@ fn threads_never_sum_to_more_than_their_process() {
         let mut reading = Reading::default();
         take(&mut cpu, &task(10, 10), &record(one, 0), &mut reading).unwrap();
         take(&mut cpu, &task(10, 12), &record(other, 0), &mut reading).unwrap();
-        cpu.threads.end_walk();
+        cpu.threads.end_walk(std::iter::empty());
         let threads: u64 = cpu.threads.iter().map(|it| it.in_window().ledger_ns).sum();
         last = reading.counters.ledger_ns.max(last);
         assert_eq!(threads, last);
@@ -288,11 +241,81 @@ fn a_new_thread_has_no_more_time_than_its_age() {
         let walk = WalkTimes { window_start_ns, ..WALK };
         threads.begin_walk();
         threads.add(&new, &CpuCounters { ledger_ns: 150, ..CpuCounters::default() }, None, &walk);
-        threads.end_walk();
+        threads.end_walk(std::iter::empty());
         let now: Vec<_> = threads.iter().map(|it| it.in_window().ledger_ns).collect();
         assert_eq!(now, [expected]);
         threads.rebase();
     }
+}
+
+/// A walk of threads of one process with so many ns each, of which others released so many.
+/// Returns the growth of the threads in the window, and of the process.
+fn walk_threads(cpu: &mut Cpu, walk: u64, threads: &[(u32, u64)], dead_ns: u64) -> u64 {
+    let now_ns = 10_000 + walk * 100;
+    let walk = WalkTimes {
+        window_start_ns: now_ns - 100,
+        monotonic_ns: now_ns,
+        boottime_ns: now_ns,
+        ..WALK
+    };
+    cpu.threads.begin_walk();
+    let mut reading: Reading<Cpu> = Reading::default();
+    for &(tid, ns) in threads {
+        let mut record = record(ns, dead_ns);
+        record.own.user_ns = ns;
+        let task = task(10, tid);
+        cpu.task_record(
+            &task,
+            Record { kind: cpu_kind::TASK as u16, bytes: bytemuck::bytes_of(&record) },
+            &walk,
+            &mut reading,
+        )
+        .unwrap();
+    }
+    let id = ProcessId { pid: 10, start_time_ns: 1 };
+    cpu.threads.end_walk([(id, &mut reading.counters.ledger_ns, 200)].into_iter());
+    reading.counters.ledger_ns
+}
+
+fn growth(cpu: &Cpu) -> u64 {
+    cpu.threads
+        .iter()
+        .map(KnownThread::in_window)
+        .map(|it| {
+            assert_eq!(it.user_ns, it.ledger_ns);
+            it.ledger_ns
+        })
+        .sum()
+}
+
+/// Three threads were read late, when each had run for two windows. Two CPUs do not have that.
+#[test]
+fn threads_have_no_more_time_together_than_the_cpus() {
+    let mut cpu = cpu();
+    let mut shown = Vec::new();
+    for walk in 0..5 {
+        let ns = if walk > 0 { 700 } else { 500 };
+        let process = walk_threads(&mut cpu, walk, &[(10, ns), (11, ns), (12, ns)], 0);
+        shown.push((growth(&cpu), process));
+        cpu.threads.rebase();
+    }
+    // the life before the first window, then 600 within the capacity
+    assert_eq!(shown, [(1500, 1500), (200, 1700), (200, 1900), (100, 2000), (100, 2100)]);
+}
+
+/// A thread is released between the record of its leader and its own: the process loses what
+/// it had, until the next walk.
+#[test]
+fn threads_do_not_exceed_a_process_whose_thread_is_being_released() {
+    let mut cpu = cpu();
+    walk_threads(&mut cpu, 0, &[(10, 500), (11, 80)], 0);
+    cpu.threads.rebase();
+    // 580 were reported, and the leader has 30 more
+    assert_eq!(walk_threads(&mut cpu, 1, &[(10, 530)], 0), 530);
+    assert_eq!(growth(&cpu), 0);
+    cpu.threads.rebase();
+    assert_eq!(walk_threads(&mut cpu, 2, &[(10, 540)], 80), 620);
+    assert_eq!(growth(&cpu), 40);
 }
 
 proptest! {
