@@ -6,7 +6,8 @@
 mod disk_work;
 
 use std::{
-    io::{self, Write as _},
+    fs::File,
+    io::{self, Read as _, Write as _},
     os::unix::process::CommandExt as _,
     process::Command,
     sync::mpsc,
@@ -95,6 +96,9 @@ enum Work {
     SwitchUser,
     /// Ends its first thread while another goes on to spin.
     LeaderExits,
+    /// Threads that each write so many times so many bytes, and read as often, and end; tells
+    /// when they have. The same by a thread that stays, which ends on a line of input.
+    Calls { threads: u32, count: u32, bytes: usize },
     /// Tells the proportional memory of a process as user 1000, or the kind of the error.
     ProportionalAsUser { pid: u32, start_ns: u64 },
     /// The same as root, in a time namespace that is ahead by so many seconds.
@@ -255,6 +259,16 @@ fn main() -> anyhow::Result<()> {
             });
             suite::exit_thread()
         }
+        Work::Calls { threads, count, bytes } => {
+            let each = (0..threads).map(|_| thread::spawn(move || calls(count, bytes)));
+            for thread in each.collect::<Vec<_>>() {
+                thread.join().expect("it does not panic")?;
+            }
+            calls(count, bytes)?;
+            tell("done")?;
+            io::stdin().read_line(&mut String::new())?;
+            Ok(())
+        }
         Work::ProportionalAsUser { pid, start_ns } => {
             suite::become_user(1000)?;
             Ok(tell(&proportional(pid, start_ns))?)
@@ -282,6 +296,16 @@ fn main() -> anyhow::Result<()> {
         Work::Disk { work } => disk_work::work(work),
         Work::Load { place } => load(place),
     }
+}
+
+fn calls(count: u32, bytes: usize) -> io::Result<()> {
+    let (mut zeros, mut nothing) = (File::open("/dev/zero")?, File::create("/dev/null")?);
+    let mut buffer = vec![0; bytes];
+    for _ in 0..count {
+        zeros.read_exact(&mut buffer)?;
+        nothing.write_all(&buffer)?;
+    }
+    Ok(())
 }
 
 fn tell(line: &str) -> io::Result<()> {

@@ -8,6 +8,10 @@
 struct disk_totals_record {
 	u64 dirtied_bytes;
 	u64 cancelled_bytes;
+	u64 read_chars;
+	u64 written_chars;
+	u64 read_calls;
+	u64 write_calls;
 };
 
 /*

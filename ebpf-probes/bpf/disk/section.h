@@ -22,10 +22,29 @@ struct disk_task_record {
 	struct disk_totals_record dead;
 };
 
-/* CONFIG_TASK_IO_ACCOUNTING; without it there are no records. */
+/* CONFIG_TASK_XACCT, which CONFIG_TASK_IO_ACCOUNTING needs; without it there are no records. */
+static __always_inline bool has_char_accounting(void)
+{
+	return bpf_core_field_exists(((struct task_io_accounting *)0)->rchar);
+}
+
+/* CONFIG_TASK_IO_ACCOUNTING */
 static __always_inline bool has_io_accounting(void)
 {
 	return bpf_core_field_exists(((struct task_io_accounting *)0)->write_bytes);
+}
+
+static __always_inline void disk_read_totals(struct disk_totals_record *totals,
+					     struct task_struct *task)
+{
+	totals->read_chars = task->ioac.rchar;
+	totals->written_chars = task->ioac.wchar;
+	totals->read_calls = task->ioac.syscr;
+	totals->write_calls = task->ioac.syscw;
+	if (has_io_accounting()) {
+		totals->dirtied_bytes = task->ioac.write_bytes;
+		totals->cancelled_bytes = task->ioac.cancelled_write_bytes;
+	}
 }
 
 static __always_inline void disk_walk_task(struct bpf_iter__task *ctx, struct task_struct *task,
@@ -33,32 +52,33 @@ static __always_inline void disk_walk_task(struct bpf_iter__task *ctx, struct ta
 {
 	struct disk_task_record r = {.head = RECORD_HEAD(SECTION_DISK, DISK_KIND_TASK, r)};
 
-	if (!has_io_accounting())
+	if (!has_char_accounting())
 		return;
-	/* an exiting thread leaves its bytes in `ended`: not twice */
-	if (!(task->flags & PF_EXITING)) {
-		r.own.dirtied_bytes = task->ioac.write_bytes;
-		r.own.cancelled_bytes = task->ioac.cancelled_write_bytes;
-	}
+	/* an exiting thread leaves its counters in `ended`: not twice */
+	if (!(task->flags & PF_EXITING))
+		disk_read_totals(&r.own, task);
 	if (dead)
 		r.dead = dead->disk.totals;
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 }
 
-/* A thread exits: the kernel mixes its bytes with those of reaped children. */
+/* A thread exits: the kernel mixes its counters with those of reaped children. */
 static __always_inline void disk_thread_exit(struct process_ended_record *ended,
 					     struct task_struct *task)
 {
-	struct disk_totals_record *totals = &ended->disk.totals;
+	struct disk_totals_record *sum = &ended->disk.totals, own = {};
 
-	if (!has_io_accounting())
+	if (!has_char_accounting())
 		return;
-	__sync_fetch_and_add(&totals->dirtied_bytes, task->ioac.write_bytes);
-	__sync_fetch_and_add(&totals->cancelled_bytes, task->ioac.cancelled_write_bytes);
-	if (task->pid == task->tgid) {
-		ended->disk.leader.dirtied_bytes = task->ioac.write_bytes;
-		ended->disk.leader.cancelled_bytes = task->ioac.cancelled_write_bytes;
-	}
+	disk_read_totals(&own, task);
+	__sync_fetch_and_add(&sum->dirtied_bytes, own.dirtied_bytes);
+	__sync_fetch_and_add(&sum->cancelled_bytes, own.cancelled_bytes);
+	__sync_fetch_and_add(&sum->read_chars, own.read_chars);
+	__sync_fetch_and_add(&sum->written_chars, own.written_chars);
+	__sync_fetch_and_add(&sum->read_calls, own.read_calls);
+	__sync_fetch_and_add(&sum->write_calls, own.write_calls);
+	if (task->pid == task->tgid)
+		ended->disk.leader = own;
 }
 
 /* The last thread exits: slow I/O events from now on report that the process has exited. */
@@ -79,14 +99,19 @@ static __always_inline void disk_last_exit(struct process_key *key)
 static __always_inline void disk_release(struct process_ended_record *ended,
 					 struct task_struct *task)
 {
-	struct disk_ended_record *disk;
+	struct disk_totals_record *sum, *before, now = {};
 
-	if (!ended || !has_io_accounting() || !(ended->flags & ENDED_EXITED))
+	if (!ended || !has_char_accounting() || !(ended->flags & ENDED_EXITED))
 		return;
-	disk = &ended->disk;
-	disk->totals.dirtied_bytes += task->ioac.write_bytes - disk->leader.dirtied_bytes;
-	disk->totals.cancelled_bytes +=
-	    task->ioac.cancelled_write_bytes - disk->leader.cancelled_bytes;
+	sum = &ended->disk.totals;
+	before = &ended->disk.leader;
+	disk_read_totals(&now, task);
+	sum->dirtied_bytes += now.dirtied_bytes - before->dirtied_bytes;
+	sum->cancelled_bytes += now.cancelled_bytes - before->cancelled_bytes;
+	sum->read_chars += now.read_chars - before->read_chars;
+	sum->written_chars += now.written_chars - before->written_chars;
+	sum->read_calls += now.read_calls - before->read_calls;
+	sum->write_calls += now.write_calls - before->write_calls;
 }
 
 #endif

@@ -141,6 +141,10 @@ struct pid {
 };
 
 struct task_io_accounting {
+	u64 rchar;
+	u64 wchar;
+	u64 syscr;
+	u64 syscw;
 	u64 read_bytes;
 	u64 write_bytes;
 	u64 cancelled_write_bytes;

@@ -129,6 +129,12 @@ static __always_inline void add_thread(struct process_part_record *sum, struct t
 	if (has_run_queue_wait())
 		sum->cpu.run_queue_wait_ns += BPF_CORE_READ(task, sched_info.run_delay);
 	sum->cpu.migrations += BPF_CORE_READ(task, se.nr_migrations);
+	if (bpf_core_field_exists(task->ioac.rchar)) {
+		sum->disk.read_chars += BPF_CORE_READ(task, ioac.rchar);
+		sum->disk.written_chars += BPF_CORE_READ(task, ioac.wchar);
+		sum->disk.read_calls += BPF_CORE_READ(task, ioac.syscr);
+		sum->disk.write_calls += BPF_CORE_READ(task, ioac.syscw);
+	}
 	if (bpf_core_field_exists(task->ioac.write_bytes)) {
 		sum->disk.dirtied_bytes += BPF_CORE_READ(task, ioac.write_bytes);
 		sum->disk.cancelled_bytes += BPF_CORE_READ(task, ioac.cancelled_write_bytes);
@@ -155,6 +161,10 @@ static __always_inline void add_dead_threads(struct process_part_record *sum,
 	sum->cpu.migrations += dead->cpu.totals.migrations;
 	sum->disk.dirtied_bytes += dead->disk.totals.dirtied_bytes;
 	sum->disk.cancelled_bytes += dead->disk.totals.cancelled_bytes;
+	sum->disk.read_chars += dead->disk.totals.read_chars;
+	sum->disk.written_chars += dead->disk.totals.written_chars;
+	sum->disk.read_calls += dead->disk.totals.read_calls;
+	sum->disk.write_calls += dead->disk.totals.write_calls;
 }
 
 static __always_inline u64 place_or_first(const struct process_key *key)

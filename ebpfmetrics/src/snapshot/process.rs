@@ -35,7 +35,8 @@ pub struct Process<U> {
 
 /// A part of the usage of a process: what it used in one cgroup.
 ///
-/// It has CPU time, switches, waits, migrations, page faults, and dirtied and cancelled bytes.
+/// It has CPU time, switches, waits, migrations, page faults, dirtied and cancelled bytes, and
+/// characters and system calls.
 /// Memory belongs to the cgroup where the process is now, and so do operations on disks, slab
 /// memory and what probes of other crates count. They are 0 or unknown here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

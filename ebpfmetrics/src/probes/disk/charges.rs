@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry};
 
 use super::{
     counters::DiskCounters, device::DiskDeviceId, latency::DiskLatency, rows::Figures,
-    totals::DiskTotals, usage::DiskUsage,
+    totals::{DiskTotals, IoAccounting},
+    usage::DiskUsage,
 };
 use crate::{process::ProcessId, record::DiskRowKey};
 
@@ -85,8 +86,8 @@ impl Charges {
             Entry::Vacant(_) if totals.is_zero() => return,
             Entry::Vacant(entry) => entry.insert(Charged::default()),
         };
-        charged.before.dirtied_bytes = Some(totals.dirtied_bytes);
-        charged.before.cancelled_bytes = Some(totals.cancelled_bytes);
+        // what the kernel does not count is left out when a usage is made of it
+        IoAccounting::ALL.complete(&mut charged.before, totals);
     }
 
     /// Forgets processes that ended longest ago, so that their number stays bounded.
@@ -210,7 +211,7 @@ mod tests {
     #[test]
     fn ended_processes_keep_their_totals_until_there_are_too_many() {
         let mut charges = Charges::default();
-        let dirtied = DiskTotals { dirtied_bytes: 7, cancelled_bytes: 3 };
+        let dirtied = DiskTotals { dirtied_bytes: 7, cancelled_bytes: 3, ..DiskTotals::default() };
         charges.left(id(1), &dirtied);
         charges.left(id(2), &DiskTotals::default());
         charges.forget_ended(|_| false);

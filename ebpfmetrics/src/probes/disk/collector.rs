@@ -15,7 +15,7 @@ use super::{
     rows::{RowTable, SPARE_ROWS},
     slow_io_buffer::SlowIoBuffer,
     system::DiskSystem,
-    totals::DiskTotals,
+    totals::{DiskTotals, IoAccounting},
     usage::DiskUsage,
 };
 use crate::{
@@ -44,7 +44,7 @@ pub struct Disk {
     hooks: Hooks,
     /// Attached once there is a device without requests.
     bios_attached: bool,
-    has_io_accounting: bool,
+    accounting: IoAccounting,
     row_count: u32,
     rows: RowTable,
     charges: Charges,
@@ -92,16 +92,6 @@ impl Disk {
         }
         Ok(())
     }
-
-    /// Adds what the kernel's accounting says to the I/O of a process.
-    fn with_totals(&self, mut usage: DiskUsage, totals: &DiskTotals) -> DiskUsage {
-        let known = |of_left: Option<u64>, now: u64| {
-            self.has_io_accounting.then(|| of_left.unwrap_or_default().max(now))
-        };
-        usage.dirtied_bytes = known(usage.dirtied_bytes, totals.dirtied_bytes);
-        usage.cancelled_bytes = known(usage.cancelled_bytes, totals.cancelled_bytes);
-        usage
-    }
 }
 
 /// Reads the kernel's table in pieces, until one has no row in use and lies behind the `used`
@@ -124,12 +114,6 @@ fn each_rows(
         }
     }
     Ok(())
-}
-
-/// Whether the kernel counts dirtied bytes: `CONFIG_TASK_IO_ACCOUNTING`.
-fn has_io_accounting(kernel: &Kernel) -> bool {
-    let layout = kernel.btf().layout("task_io_accounting");
-    layout.is_some_and(|(_, fields)| fields.iter().any(|(name, _)| name == "write_bytes"))
 }
 
 impl Collector for Disk {
@@ -194,7 +178,7 @@ impl Collector for Disk {
             object,
             hooks,
             bios_attached: false,
-            has_io_accounting: has_io_accounting(kernel),
+            accounting: IoAccounting::of(kernel),
             row_count,
             rows: RowTable::default(),
             charges: Charges::default(),
@@ -247,7 +231,6 @@ impl Collector for Disk {
             return Err(invalid_record("of unknown kind"));
         }
         let record: &DiskTaskRecord = record.get()?;
-        self.has_io_accounting = true;
         reading.add_task(&DiskTotals::of(&record.own), &DiskTotals::of(&record.dead));
         Ok(())
     }
@@ -304,13 +287,14 @@ impl Collector for Disk {
         gauges: Option<&()>,
         span: Span,
     ) -> DiskUsage {
-        let usage = match (gauges, span) {
+        let mut usage = match (gauges, span) {
             // processes without a row: their operations are in rows of their own
             (None, _) => DiskUsage::default(),
             (_, Span::Window) => self.charges.in_window(process),
             (_, Span::Total) => self.charges.total(process),
         };
-        self.with_totals(usage, counters)
+        self.accounting.complete(&mut usage, counters);
+        usage
     }
 
     fn final_usage(&self, process: ProcessId, ended: &Reading<Self>) -> Result<DiskUsage> {
@@ -331,7 +315,8 @@ impl Collector for Disk {
             rows.iter().any(|row| row.key.device != 0)
         })?;
         usage.devices.retain(|on| !on.total.is_zero());
-        Ok(self.with_totals(usage, &ended.counters))
+        self.accounting.complete(&mut usage, &ended.counters);
+        Ok(usage)
     }
 
     fn system(&self, _: Window) -> DiskSystem {
@@ -357,11 +342,11 @@ impl Collector for Disk {
     }
 
     fn sources(&self) -> Vec<Source> {
-        describe::sources(&self.hooks, self.has_io_accounting)
+        describe::sources(&self.hooks, self.accounting)
     }
 
     fn degraded(&self) -> Vec<Degraded> {
-        describe::degraded(&self.hooks, self.has_io_accounting)
+        describe::degraded(&self.hooks, self.accounting)
     }
 }
 
@@ -392,8 +377,11 @@ mod tests {
 
     #[test]
     fn threads_and_dead_threads_add_up_each_in_its_own_counter() {
-        let totals =
-            |dirtied_bytes, cancelled_bytes| DiskTotalsRecord { dirtied_bytes, cancelled_bytes };
+        let totals = |dirtied_bytes, write_calls| DiskTotalsRecord {
+            dirtied_bytes,
+            write_calls,
+            ..DiskTotalsRecord::zeroed()
+        };
         let task = |own, dead| DiskTaskRecord { head: RecordHead::zeroed(), own, dead };
         let tasks =
             [task(totals(1, 20), totals(300, 4000)), task(totals(2, 30), totals(300, 4000))];
@@ -401,13 +389,8 @@ mod tests {
         for task in &tasks {
             reading.add_task(&DiskTotals::of(&task.own), &DiskTotals::of(&task.dead));
         }
-        let sum = DiskTotals { dirtied_bytes: 303, cancelled_bytes: 4050 };
+        let sum = DiskTotals { dirtied_bytes: 303, write_calls: 4050, ..DiskTotals::default() };
         assert_eq!(reading.counters, sum);
-    }
-
-    #[test]
-    fn the_kernel_here_counts_dirtied_bytes() {
-        assert!(has_io_accounting(&Kernel::read().unwrap()));
     }
 
     #[test]

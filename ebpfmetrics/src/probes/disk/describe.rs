@@ -1,9 +1,9 @@
 //! Where the figures come from on this kernel, and what is missing.
 
-use super::hooks::Hooks;
+use super::{hooks::Hooks, totals::IoAccounting};
 use crate::{probe::Degraded, snapshot::Source};
 
-pub(super) fn sources(hooks: &Hooks, has_io_accounting: bool) -> Vec<Source> {
+pub(super) fn sources(hooks: &Hooks, accounting: IoAccounting) -> Vec<Source> {
     let when = |known, metric, source: &'static str| match known {
         true => Source::new(metric, source),
         false => Source::missing(metric),
@@ -25,19 +25,24 @@ pub(super) fn sources(hooks: &Hooks, has_io_accounting: bool) -> Vec<Source> {
         when(hooks.dirty.is_some(), "write_back", owner),
         Source::new("queue", "own clock, from the start to block_rq_issue"),
         Source::new("device", "own clock, from block_rq_issue to block_rq_complete"),
-        when(has_io_accounting, "dirtied_bytes", "iter/task: task->ioac.write_bytes"),
-        when(has_io_accounting, "cancelled_bytes", "iter/task: task->ioac.cancelled_write_bytes"),
+        when(accounting.bytes, "dirtied_bytes", "iter/task: task->ioac.write_bytes"),
+        when(accounting.bytes, "cancelled_bytes", "iter/task: task->ioac.cancelled_write_bytes"),
+        when(accounting.chars, "read_chars", "iter/task: task->ioac.rchar"),
+        when(accounting.chars, "written_chars", "iter/task: task->ioac.wchar"),
+        when(accounting.chars, "read_calls", "iter/task: task->ioac.syscr"),
+        when(accounting.chars, "write_calls", "iter/task: task->ioac.syscw"),
         Source::new("busy", "/proc/diskstats: io_ticks"),
     ]
 }
 
-pub(super) fn degraded(hooks: &Hooks, has_io_accounting: bool) -> Vec<Degraded> {
+pub(super) fn degraded(hooks: &Hooks, accounting: IoAccounting) -> Vec<Degraded> {
     let degraded = [
         Degraded::when(
-            !has_io_accounting,
+            !accounting.bytes,
             "dirtied_bytes",
             "the kernel lacks CONFIG_TASK_IO_ACCOUNTING",
         ),
+        Degraded::when(!accounting.chars, "read_chars", "the kernel lacks CONFIG_TASK_XACCT"),
         Degraded::when(
             hooks.dirty.is_none(),
             "write_back",

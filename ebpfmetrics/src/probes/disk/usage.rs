@@ -32,6 +32,21 @@ pub struct DiskUsage {
     /// `task_io_accounting::cancelled_write_bytes`.
     #[doc(alias = "cancelled_write_bytes")]
     pub cancelled_bytes: Option<u64>,
+    /// Bytes that its threads read by `read`, `readv`, `sendfile` and similar system calls, from
+    /// anything: files in the page cache, pipes, terminals, most sockets. `rchar` of
+    /// `task_io_accounting`, without children that the process has waited for. `None` on kernels
+    /// without `CONFIG_TASK_XACCT`.
+    #[doc(alias = "rchar")]
+    pub read_chars: Option<u64>,
+    /// Bytes that its threads wrote in the same ways: `wchar`.
+    #[doc(alias = "wchar")]
+    pub written_chars: Option<u64>,
+    /// Number of system calls that read: `syscr`.
+    #[doc(alias = "syscr")]
+    pub read_calls: Option<u64>,
+    /// Number of system calls that write: `syscw`.
+    #[doc(alias = "syscw")]
+    pub write_calls: Option<u64>,
     /// Operations and latencies by device, for all devices that it used.
     pub devices: Vec<DiskDeviceUsage>,
 }
@@ -69,6 +84,10 @@ impl AddAssign<&Self> for DiskUsage {
         self.by_class += &more.by_class;
         add_known(&mut self.dirtied_bytes, more.dirtied_bytes);
         add_known(&mut self.cancelled_bytes, more.cancelled_bytes);
+        add_known(&mut self.read_chars, more.read_chars);
+        add_known(&mut self.written_chars, more.written_chars);
+        add_known(&mut self.read_calls, more.read_calls);
+        add_known(&mut self.write_calls, more.write_calls);
         for more in &more.devices {
             let on = self.on(more.device);
             on.total += &more.total;
@@ -96,6 +115,10 @@ impl Usage for DiskUsage {
             by_class: self.by_class.since(&earlier.by_class),
             dirtied_bytes: known_since(self.dirtied_bytes, earlier.dirtied_bytes),
             cancelled_bytes: known_since(self.cancelled_bytes, earlier.cancelled_bytes),
+            read_chars: known_since(self.read_chars, earlier.read_chars),
+            written_chars: known_since(self.written_chars, earlier.written_chars),
+            read_calls: known_since(self.read_calls, earlier.read_calls),
+            write_calls: known_since(self.write_calls, earlier.write_calls),
             devices: devices.filter(|on| !on.total.is_zero()).collect(),
         }
     }
