@@ -123,6 +123,6 @@ fn storm() -> Result<()> {
         }
         let times = procfs::process::Process::myself()?.stat()?;
         let ticks = times.utime + times.stime + (times.cutime + times.cstime) as u64;
-        Ok(format!("{forks} {}", ticks * 1_000_000_000 / procfs::ticks_per_second()))
+        Ok(format!("{forks} {}", ticks * 1_000_000_000 / rustix::param::clock_ticks_per_second()))
     })
 }

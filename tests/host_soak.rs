@@ -14,7 +14,7 @@ use std::{
 
 use ebpfmetrics::{
     CpuProbe, CpuUsage, DiskProbe, DiskUsage, Handle, MemProbe, MemUsage, Probe as _, ProbeSet,
-    ProcessId, Snapshot, cpu::CpuSystem, disk::DiskSystem,
+    ProcessId, Snapshot, cpu::CpuSystem, disk::DiskSystem, mem::MemSystem,
 };
 use ebpfmetrics_suite::{Workload, room_for_tasks};
 
@@ -33,7 +33,7 @@ struct Total {
 struct Rules {
     probes: ProbeSet,
     cpu: Handle<CpuUsage, CpuSystem>,
-    mem: Handle<MemUsage, ()>,
+    mem: Handle<MemUsage, MemSystem>,
     disk: Handle<DiskUsage, DiskSystem>,
     /// The children of this process have one thread.
     forks_singles: Option<u32>,

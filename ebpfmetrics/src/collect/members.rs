@@ -33,7 +33,8 @@ impl Engine {
     pub(crate) fn creators(&self) -> Result<Vec<(ProcessId, ProcessId)>> {
         let creators: Vec<(ProcessKey, ProcessCreatorRecord)> =
             self.base.lookup_batch("creators")?;
-        let ids = |(process, at): (ProcessKey, ProcessCreatorRecord)| (process.id(), at.creator.id());
+        let ids =
+            |(process, at): (ProcessKey, ProcessCreatorRecord)| (process.id(), at.creator.id());
         Ok(creators.into_iter().map(ids).collect())
     }
 

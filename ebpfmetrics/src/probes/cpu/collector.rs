@@ -23,8 +23,8 @@ use crate::{
     probe::Degraded,
     process::{ProcessId, TICK_NS},
     record::{
-        CpuLoss, CpuTaskRecord, ProcessOverflowRecord, ProcessPartRecord, cpu_kind,
-        cpu_task_flags, section_number,
+        CpuLoss, CpuTaskRecord, ProcessOverflowRecord, ProcessPartRecord, cpu_kind, cpu_task_flags,
+        section_number,
     },
     snapshot::{LossCause, LossScope, Source, Window},
 };

@@ -90,7 +90,7 @@ impl ProportionalMemory {
         }
         // a kernel thread, a zombie, or a process whose first thread has ended before the others
         for task in directory.tasks().map_err(fail)?.flatten() {
-            let path = format!("/proc/{pid}/task/{}", task.tid);
+            let path = format!("/proc/{}/task/{}", process.pid, task.tid);
             let thread = Process::new_with_root(path.into());
             let rollup = thread.and_then(|thread| match thread.stat()?.vsize {
                 0 => Ok(None),
