@@ -203,3 +203,68 @@ fn the_code_in_the_recipe_is_that_of_the_crate() {
         assert!(files.iter().any(|file| file.contains(&lines)), "not in the crate:\n{block}");
     }
 }
+
+/// Fields of usages that are no figures: names, numbers and lists.
+const NO_FIGURES: [&str; 21] = [
+    "CpuSystem::accounting",
+    "CpuSystem::cpus",
+    "CpuSystem::threads",
+    "CpuThread::cgroup_id",
+    "CpuThread::comm",
+    "CpuThread::id",
+    "CpuThread::process",
+    "CpuTime::cpu",
+    "DiskDevice::id",
+    "DiskDevice::name",
+    "DiskDevice::partition_of",
+    "DiskDeviceId::major",
+    "DiskDeviceId::minor",
+    "DiskDeviceUsage::device",
+    "DiskLatency::operation",
+    "DiskSystem::devices",
+    "MemUsage::peaks_mixed",
+    "SlowIo::device",
+    "SlowIo::operation",
+    "SlowIo::process",
+    "SlowIo::submitted_ns",
+];
+
+/// What `docs/figures.md` says of each kind of figure.
+const SITUATIONS: [&str; 9] = [
+    "Bound",
+    "Full table",
+    "Exit to release",
+    "Sum over processes",
+    "Cgroup move",
+    "Exec",
+    "Shared memory",
+    "Namespaces",
+    "Coming and going",
+];
+
+#[test]
+fn every_figure_is_documented() {
+    let text = fs::read_to_string(root().join("docs/figures.md")).unwrap();
+    let documented: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(field, _)| field)
+        .collect();
+    let api = fs::read_to_string(root().join("ebpfmetrics/public-api.txt")).unwrap();
+    let of_probes = ["cpu", "disk", "mem", "slab"].map(|probe| format!("pub ebpfmetrics::{probe}::"));
+    let fields = api.lines().filter_map(|line| {
+        let path = of_probes.iter().find_map(|prefix| line.strip_prefix(prefix.as_str()))?;
+        let (field, _type) = path.split_once(": ")?;
+        (!field.contains('(')).then_some(field)
+    });
+    let figures: BTreeSet<_> = fields.filter(|field| !NO_FIGURES.contains(field)).collect();
+    assert!(figures.len() > 80, "{figures:?}");
+    assert_eq!(documented, figures, "docs/figures.md on the left, the public API on the right");
+    for section in text.split("\n## ").skip(1) {
+        let name = section.lines().next().unwrap();
+        for situation in SITUATIONS {
+            let item = format!("\n- **{situation}**: ");
+            assert!(section.contains(&item), "docs/figures.md, {name}: nothing about {situation}");
+        }
+    }
+}
