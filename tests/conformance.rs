@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use ebpfmetrics::{CpuProbe, DiskProbe, MemProbe, SlabProbe, kit::conformance};
+use ebpfmetrics_suite::hides_first_process;
 use procfs::process::Process;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -61,10 +62,17 @@ fn disk() {
     // the machines have a disk for this; elsewhere where the tests are built
     let volume = Path::new("/mnt/vol");
     let directory = if volume.is_dir() { volume } else { env!("CARGO_TARGET_TMPDIR").as_ref() };
+    // A machine that hides its first process hides completions that interrupt it: one in some
+    // thousands. There a quarter of the eight writes may be missing.
+    const BYTES: u64 = 1 << 20;
+    let least = if hides_first_process() { BYTES * 3 / 4 } else { BYTES };
     let write = || {
         let mut file = tempfile::tempfile_in(directory).expect("a file on a disk");
-        file.write_all(&vec![1; 1 << 20]).and_then(|()| file.sync_all()).expect("room on it");
-        with(1 << 18, 1 << 20) // and metadata
+        for _ in 0..8 {
+            let piece = vec![1; BYTES as usize / 8];
+            file.write_all(&piece).and_then(|()| file.sync_all()).expect("room on it");
+        }
+        least..=BYTES + (1 << 18) // and metadata
     };
     conformance::check(DiskProbe::builder, write, |usage| usage.total.written_bytes);
 }

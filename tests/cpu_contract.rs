@@ -271,8 +271,9 @@ fn health_and_cost_are_told() {
     assert!(walks.map(|walk| walk.run_count).sum::<u64>() > 10, "{cost:?}");
     drop(statistics);
     let health = Probe::health(&probe).unwrap();
-    // three dispatchers and their handlers, the walk, the ends, parents, clocks; the switch
-    assert_eq!(health.programs, 11);
+    // three dispatchers and their handlers, removed cgroups, moves, the walk, the ends, parents,
+    // clocks; the switch
+    assert_eq!(health.programs, 13);
     // Kernels before 6.4 tell what maps take when they are full: 23 MiB.
     assert!((1 << 20..32 << 20).contains(&health.map_bytes), "{health:?}");
 }

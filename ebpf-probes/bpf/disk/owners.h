@@ -153,15 +153,20 @@ static __always_inline u32 in_set(u32 place)
 	return place;
 }
 
-/* The place of a tag in a set; PLACES if it is not there. */
+/*
+ * The place of a tag in a set; PLACES if it is not there. Without branches: the verifier would
+ * follow what comes next for each place.
+ */
 static __always_inline u32 place_of(const u64 *entries, u32 tag)
 {
-	u32 place = PLACES;
+	u64 place = PLACES;
 
 #pragma unroll
 	for (u32 i = 0; i < PLACES; i++) {
-		if (entries[i] >> 32 == tag)
-			place = i;
+		u64 differs = entries[i] >> 32 ^ tag, is_here = (differs - 1) >> 63;
+
+		asm volatile("" : "+r"(is_here));
+		place = (place & (is_here - 1)) | (i * is_here);
 	}
 	return in_set(place);
 }
@@ -226,6 +231,20 @@ enum dirty_flags {
 	DIRTY_IN_WRITE_BACK = 1 << 1, /* the pages are being written, for their last owner */
 };
 
+/* A page of a range with several owners becomes dirty. A function that is verified once. */
+__noinline int disk_mark_page(u64 page, u32 owner, u32 flags, u32 is_known)
+{
+	if (!is_known && flags & DIRTY_IN_WRITE_BACK)
+		return 0;
+	if (is_known && flags & DIRTY_IF_UNKNOWN)
+		return 0;
+	if (is_known && flags & DIRTY_IN_WRITE_BACK && owner_in_pages(page) != owner) {
+		note_replaced();
+		owner = OWNER_NONE;
+	}
+	return disk_set_page(page, owner);
+}
+
 /*
  * `count` pages from the page `first` of a range become dirty. Returns 1 if the owner has to be
  * in `disk_owners`.
@@ -279,20 +298,9 @@ __noinline int disk_mark(u64 range, u32 first, u32 count, u32 owner, u32 flags)
 		set->entries[place] = (u64)tag << 32 | OWNER_SEVERAL;
 	}
 	for (u32 i = 0; i < RANGE_PAGES && i < count; i++) {
-		u32 now = owner, page = (first + i) & 63;
+		u32 page = (first + i) & 63;
 
-		if (known >> page & 1) {
-			if (flags & DIRTY_IF_UNKNOWN)
-				continue;
-			if (flags & DIRTY_IN_WRITE_BACK &&
-			    owner_in_pages(first_page + page) != owner) {
-				note_replaced();
-				now = OWNER_NONE;
-			}
-		} else if (flags & DIRTY_IN_WRITE_BACK) {
-			continue;
-		}
-		disk_set_page(first_page + page, now);
+		disk_mark_page(first_page + page, owner, flags, known >> page & 1);
 	}
 	if (bits & ~known && !(flags & DIRTY_IN_WRITE_BACK))
 		__sync_fetch_and_add(&set->pages[place], bits & ~known);

@@ -240,24 +240,25 @@ static __always_inline u32 owner_of_page(struct disk_walk *w, u32 *pages)
 	return w->range_owner;
 }
 
-/* Charges the next piece of a write; false at its end. */
-static __always_inline bool charge_piece(struct disk_walk *w, u32 device)
+/* Charges the next piece of a write; 0 at its end. A function that is verified once. */
+__noinline int disk_charge_piece(u32 device)
 {
+	struct disk_walk *w = current_walk();
 	u32 owner, bytes, class, pages = 1;
 
-	if (!w->left)
-		return false;
+	if (!w || !w->left)
+		return 0;
 	if (!w->bio_left) {
 		u64 bio = w->bio ? next_bio(w->bio) : 0;
 		u32 size = 0, index = 0, done = 0;
 
 		if (!bio)
-			return false;
+			return 0;
 		bpf_core_read(&size, sizeof(size), &((struct bio *)bio)->bi_iter.bi_size);
 		bpf_core_read(&index, sizeof(index), &((struct bio *)bio)->bi_iter.bi_idx);
 		bpf_core_read(&done, sizeof(done), &((struct bio *)bio)->bi_iter.bi_bvec_done);
 		enter_bio(w, bio, index, done, size);
-		return true;
+		return 1;
 	}
 	if (!w->written_back) {
 		owner = OWNER_SUBMITTER;
@@ -267,7 +268,7 @@ static __always_inline bool charge_piece(struct disk_walk *w, u32 device)
 		if (!w->vector_left) {
 			enter_vector(w, w->vector + bpf_core_type_size(struct bio_vec), 0);
 			if (!w->vector_left)
-				return false;
+				return 0;
 		}
 		owner = owner_of_page(w, &pages);
 		class = w->class;
@@ -290,18 +291,14 @@ static __always_inline bool charge_piece(struct disk_walk *w, u32 device)
 		w->owner_class = class;
 	}
 	w->owner_bytes += bytes;
-	return true;
+	return 1;
 }
 
 /* Charges pieces; 0 at the end of the write. A function that is verified once. */
 __noinline int disk_charge_round(u32 device)
 {
-	struct disk_walk *w = current_walk();
-
-	if (!w)
-		return 0;
 	for (u32 i = 0; i < PIECES_PER_ROUND; i++) {
-		if (!charge_piece(w, device))
+		if (!disk_charge_piece(device))
 			return 0;
 	}
 	return 1;
