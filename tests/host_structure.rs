@@ -251,7 +251,8 @@ fn every_figure_is_documented() {
         .map(|(field, _)| field)
         .collect();
     let api = fs::read_to_string(root().join("ebpfmetrics/public-api.txt")).unwrap();
-    let of_probes = ["cpu", "disk", "mem", "slab"].map(|probe| format!("pub ebpfmetrics::{probe}::"));
+    let of_probes =
+        ["cpu", "disk", "mem", "slab"].map(|probe| format!("pub ebpfmetrics::{probe}::"));
     let fields = api.lines().filter_map(|line| {
         let path = of_probes.iter().find_map(|prefix| line.strip_prefix(prefix.as_str()))?;
         let (field, _type) = path.split_once(": ")?;

@@ -28,6 +28,10 @@ pub struct DiskControlRecord {
 pub struct DiskTotalsRecord {
     pub dirtied_bytes: u64,
     pub cancelled_bytes: u64,
+    pub read_chars: u64,
+    pub written_chars: u64,
+    pub read_calls: u64,
+    pub write_calls: u64,
 }
 
 /// Sums of its dead threads. The kernel's own sum (signal-\>ioac) will not do: it includes

@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry};
 
 use super::{
-    counters::DiskCounters, device::DiskDeviceId, latency::DiskLatency, rows::Figures,
+    counters::DiskCounters,
+    device::DiskDeviceId,
+    latency::DiskLatency,
+    rows::Figures,
     totals::{DiskTotals, IoAccounting},
     usage::DiskUsage,
 };

@@ -26,14 +26,7 @@ impl DiskTotals {
             read_calls,
             write_calls,
         } = *record;
-        Self {
-            dirtied_bytes,
-            cancelled_bytes,
-            read_chars,
-            written_chars,
-            read_calls,
-            write_calls,
-        }
+        Self { dirtied_bytes, cancelled_bytes, read_chars, written_chars, read_calls, write_calls }
     }
 
     pub(super) fn is_zero(&self) -> bool {
@@ -102,7 +95,8 @@ mod tests {
 
     #[test]
     fn what_the_kernel_does_not_count_is_unknown() {
-        let totals = DiskTotals { dirtied_bytes: 1, read_chars: 2, write_calls: 3, ..<_>::default() };
+        let totals =
+            DiskTotals { dirtied_bytes: 1, read_chars: 2, write_calls: 3, ..<_>::default() };
         let mut usage = DiskUsage { read_chars: Some(1), write_calls: Some(5), ..<_>::default() };
         IoAccounting { chars: true, bytes: false }.complete(&mut usage, &totals);
         let figures = (usage.dirtied_bytes, usage.read_chars, usage.write_calls);
