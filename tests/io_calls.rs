@@ -29,7 +29,6 @@ fn figures_of_threads_add_up_while_they_live_and_after_their_end() {
     let arguments = ["calls", "3", &COUNT.to_string(), &BYTES.to_string()];
     let mut work = Workload::start(WORKLOAD, &arguments);
     let pid = work.pid();
-    assert_eq!(work.line(), "done");
     let truth = in_proc(pid);
     let alive = probe.snapshot().unwrap();
     let row = alive.process(pid).unwrap();
@@ -52,10 +51,12 @@ fn figures_of_threads_add_up_while_they_live_and_after_their_end() {
     assert!(row.usage.read_chars < Some(chars), "reported again: {row:#?}");
     work.wait();
     let released = poll(Duration::from_secs(5), || {
-        let snapshot = probe.snapshot().unwrap();
-        snapshot.process(pid).is_none().then_some(())
+        let snapshot = probe.reset().unwrap();
+        let again = snapshot.process(pid).map(|row| row.usage.read_chars);
+        assert!(again.is_none_or(|chars| chars == Some(0)), "reported again: {again:?}");
+        again.is_none().then_some(())
     });
-    assert!(released.is_some());
+    assert!(released.is_some(), "its row never leaves");
 }
 
 #[test]

@@ -267,7 +267,7 @@ fn main() -> anyhow::Result<()> {
             calls(count, bytes)?;
             tell("done")?;
             io::stdin().read_line(&mut String::new())?;
-            Ok(())
+            Ok(tell("done")?)
         }
         Work::ProportionalAsUser { pid, start_ns } => {
             suite::become_user(1000)?;

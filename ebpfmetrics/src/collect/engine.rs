@@ -89,6 +89,8 @@ pub(crate) struct Engine {
     cgroup_number: i32,
     pub(super) removed_cgroups: RemovedCgroups,
     shared_filter: SharedFilter,
+    /// Threads were in another cgroup than their process when the set was loaded.
+    has_places: bool,
     sees_all: bool,
     hidden: Hidden,
     pub(super) table: ProcessTable,
@@ -167,6 +169,7 @@ impl Engine {
             cgroup_number,
             removed_cgroups: RemovedCgroups::new(options.max_removed as usize),
             shared_filter,
+            has_places: false,
             sees_all,
             hidden: Hidden::None,
             table,
@@ -183,7 +186,8 @@ impl Engine {
             options,
         };
         engine.read(Read::Reset)?;
-        if place_threads(&engine.base, &engine.walked)? {
+        engine.has_places = place_threads(&engine.base, &engine.walked)?;
+        if engine.has_places {
             engine.read(Read::Reset)?;
         }
         if engine.options.filter == Filter::All {
@@ -320,7 +324,7 @@ impl Engine {
         let hidden = self.hidden.complete(&mut self.walked.processes);
         // After the walk: a process that is gone by now is here, or will be.
         let changes = changes(&self.base, process_change::ENDED)?;
-        let moves = Moves::read(&self.base)?;
+        let moves = Moves::read(&self.base, self.has_places)?;
         let mut ends = match self.ends == (Ends { changes, left: 0 }) {
             true => Vec::new(),
             false => self.read_ends()?,

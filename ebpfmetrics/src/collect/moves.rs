@@ -46,15 +46,15 @@ pub(super) struct Moves {
 
 impl Moves {
     /// Reads it after a walk: what it says of the places of threads and of their usage
-    /// belongs together.
-    pub(super) fn read(base: &Object) -> Result<Self> {
+    /// belongs together. `has_places`: the kernel side knows places from the beginning.
+    pub(super) fn read(base: &Object, has_places: bool) -> Result<Self> {
         /// A move takes less than a read.
         const TRIES: u32 = 10;
         let mut moves = Self::default();
         for _ in 0..TRIES {
             let done = changes(base, process_change::MOVE_DONE)?;
             let begun = changes(base, process_change::MOVE_BEGUN)?;
-            if begun == 0 {
+            if begun == 0 && !has_places {
                 break;
             }
             moves = Self::default();
