@@ -193,25 +193,44 @@ struct move {
 	u64 end;
 	bool only_leader;
 	bool failed;
-	struct process_part_record sum; /* of the threads that were where their process was */
 };
+
+/* What does not fit on the stack. Moves are one after another: the kernel holds cgroup_mutex. */
+struct moved_usage {
+	struct process_part_record sum; /* of the threads that were where their process was */
+	struct process_part_record thread;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct moved_usage);
+} moved_usages SEC(".maps");
+
+static __always_inline struct moved_usage *moved_usage(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&moved_usages, &zero);
+}
 
 /* Returns 1 after the last thread. */
 static long move_thread(u32 index, struct move *move)
 {
+	struct moved_usage *usage = moved_usage();
 	struct task_struct *task;
-	struct process_part_record usage = {};
 	struct process_key key;
 	u64 *place, next = 0;
 
-	if (move->node == move->end)
+	if (move->node == move->end || !usage)
 		return 1;
 	task = (void *)(move->node - bpf_core_field_offset(struct task_struct, thread_node));
 	bpf_probe_read_kernel(&next, sizeof(next), (void *)move->node); /* list_head.next */
 	move->node = next;
 	key = thread_key_of(task);
 	if (key.tgid == move->process.tgid) {
-		add_thread(&move->sum, task, false);
+		add_thread(&usage->sum, task, false);
 		return 0;
 	}
 	place = bpf_map_lookup_elem(&cgroup_places, &key);
@@ -221,11 +240,12 @@ static long move_thread(u32 index, struct move *move)
 		return 0;
 	}
 	if (!place) {
-		add_thread(&move->sum, task, false);
+		add_thread(&usage->sum, task, false);
 		return 0;
 	}
-	add_thread(&usage, task, false);
-	if (!move_usage(&move->process, *place, move->to, &usage))
+	__builtin_memset(&usage->thread, 0, sizeof(usage->thread));
+	add_thread(&usage->thread, task, false);
+	if (!move_usage(&move->process, *place, move->to, &usage->thread))
 		move->failed = true;
 	bpf_map_delete_elem(&cgroup_places, &key);
 	return 0;
@@ -237,15 +257,17 @@ static __always_inline bool move_process(struct task_struct *task, u64 to, bool 
 {
 	struct signal_struct *signal = BPF_CORE_READ(task, signal);
 	struct move move = {.to = to, .only_leader = only_leader};
+	struct moved_usage *usage = moved_usage();
 
 	move.process = thread_key_of(BPF_CORE_READ(task, group_leader));
 	move.from = place_or_first(&move.process);
 	move.end = (u64)signal + bpf_core_field_offset(struct signal_struct, thread_head);
 	bpf_probe_read_kernel(&move.node, sizeof(move.node), (void *)move.end);
-	if (bpf_map_update_elem(&cgroup_places, &move.process, &to, BPF_ANY))
+	if (!usage || bpf_map_update_elem(&cgroup_places, &move.process, &to, BPF_ANY))
 		return false;
+	__builtin_memset(&usage->sum, 0, sizeof(usage->sum));
 	/* first: a thread that is released meanwhile is then missed, and not counted twice */
-	add_dead_threads(&move.sum, signal, &move.process);
+	add_dead_threads(&usage->sum, signal, &move.process);
 	if (plain) {
 #pragma clang loop unroll(disable)
 		for (u32 i = 0; i < MOVED_THREADS_PLAIN; i++) {
@@ -255,7 +277,7 @@ static __always_inline bool move_process(struct task_struct *task, u64 to, bool 
 	} else {
 		bpf_loop(MOVED_THREADS, move_thread, &move, 0);
 	}
-	return move_usage(&move.process, move.from, to, &move.sum) && move.node == move.end &&
+	return move_usage(&move.process, move.from, to, &usage->sum) && move.node == move.end &&
 	       !move.failed;
 }
 
