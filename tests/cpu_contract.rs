@@ -274,8 +274,8 @@ fn health_and_cost_are_told() {
     // three dispatchers and their handlers, removed cgroups, moves, the walk, the ends, parents,
     // clocks; the switch
     assert_eq!(health.programs, 13);
-    // Kernels before 6.4 tell what maps take when they are full: 23 MiB.
-    assert!((1 << 20..32 << 20).contains(&health.map_bytes), "{health:?}");
+    // Kernels before 6.4 tell what maps take when they are full: 33 MiB.
+    assert!((1 << 20..40 << 20).contains(&health.map_bytes), "{health:?}");
 }
 
 #[test]

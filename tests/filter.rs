@@ -189,7 +189,7 @@ fn reused(line: &str) -> (u32, [u64; 2]) {
 
 #[test]
 fn a_process_that_reuses_the_pid_of_a_listed_process_is_not_measured() {
-    let mut work = Workload::start_without_waiting(WORKLOAD, &["reuse-pid", "1500", "90"]);
+    let mut work = Workload::start_without_waiting(WORKLOAD, &["reuse-pid", "6000", "90"]);
     let children = format!("/proc/{0}/task/{0}/children", work.pid());
     let child = poll(Duration::from_secs(10), || {
         fs::read_to_string(&children).unwrap().trim().parse::<u32>().ok()

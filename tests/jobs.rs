@@ -57,6 +57,9 @@ fn finish(job: &mut Job) -> JobReport {
 
 /// Compares with what the command told, which lacks the time from then to its end: 7 ms in an
 /// emulated machine.
+/// 64 pages of three kinds, by a thread or on a CPU.
+const UNSEEN_BYTES: u64 = 3 * 64 * 4096;
+
 fn assert_close(ours_ns: u64, truth_ns: u64) {
     const END_NS: u64 = 10_000_000;
     let most = truth_ns + truth_ns / 100 + END_NS;
@@ -81,8 +84,9 @@ fn a_command_without_a_read_in_between_equals_rusage() {
     assert_eq!(largest.comm, "workload");
     assert!((1 << 20..64 << 20).contains(&largest.resident_peak_bytes), "{largest:?}");
     assert!(memory.minor_faults > 100);
-    let peak = memory.resident_sum_peak_bytes.unwrap();
-    assert!((largest.resident_peak_bytes..64 << 20).contains(&peak), "without a read: {memory:?}");
+    // without a read: each process may be too low by what is not added up in the kernel yet
+    let peak = memory.resident_sum_peak_bytes.unwrap() + UNSEEN_BYTES;
+    assert!((largest.resident_peak_bytes..64 << 20).contains(&peak), "{memory:?}");
     assert!(report.disk.is_some());
 }
 
@@ -96,7 +100,7 @@ fn the_memory_of_the_caller_is_not_that_of_the_command() {
     let report = finish(&mut job);
     let memory = report.memory.unwrap();
     assert!(memory.largest_process.unwrap().resident_peak_bytes < 50 << 20, "{memory:?}");
-    let peak = memory.resident_sum_peak_bytes.unwrap();
+    let peak = memory.resident_sum_peak_bytes.unwrap() + UNSEEN_BYTES;
     assert!((1 << 20..50 << 20).contains(&peak), "{memory:?}");
     assert_eq!(report.disk, None);
     assert_eq!(held[4096], 1);

@@ -23,9 +23,9 @@ enum process_cgroup {
 /* With a filter: all cgroups outside. */
 #define CGROUP_OUTSIDE (~0ULL)
 
-/* At most so many threads of a process are followed. Before 6.2 the verifier has to see all. */
-#define MOVED_THREADS 16384
-#define MOVED_THREADS_PLAIN 256
+/* At most so many threads of a process are followed: 16,384. */
+#define MOVED_ROUNDS 128
+#define MOVED_THREADS_PER_ROUND 128
 
 struct process_part_key {
 	struct process_key process;
@@ -184,19 +184,18 @@ static __always_inline struct process_key thread_key_of(struct task_struct *task
 	return key;
 }
 
-/* A move of the leader of a process, or of all its threads. */
+/*
+ * A move of the leader of a process, or of all its threads. Moves are one after another,
+ * because the kernel holds cgroup_mutex: one is enough, but the program may run on any CPU.
+ */
 struct move {
 	struct process_key process;
 	u64 from;
 	u64 to;
 	u64 node; /* in the list of threads */
 	u64 end;
-	bool only_leader;
-	bool failed;
-};
-
-/* What does not fit on the stack. Moves are one after another: the kernel holds cgroup_mutex. */
-struct moved_usage {
+	u32 only_leader;
+	u32 failed;
 	struct process_part_record sum; /* of the threads that were where their process was */
 	struct process_part_record thread;
 };
@@ -205,80 +204,87 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__type(value, struct moved_usage);
-} moved_usages SEC(".maps");
+	__type(value, struct move);
+} current_moves SEC(".maps");
 
-static __always_inline struct moved_usage *moved_usage(void)
+static __always_inline struct move *current_move(void)
 {
 	u32 zero = 0;
 
-	return bpf_map_lookup_elem(&moved_usages, &zero);
+	return bpf_map_lookup_elem(&current_moves, &zero);
 }
 
-/* Returns 1 after the last thread. */
-static long move_thread(u32 index, struct move *move)
+/* Follows the next thread; 0 after the last one. A function that is verified once. */
+__noinline int process_move_thread(u32 round)
 {
-	struct moved_usage *usage = moved_usage();
+	struct move *move = current_move();
 	struct task_struct *task;
 	struct process_key key;
 	u64 *place, next = 0;
 
-	if (move->node == move->end || !usage)
-		return 1;
+	if (!move || move->node == move->end)
+		return 0;
 	task = (void *)(move->node - bpf_core_field_offset(struct task_struct, thread_node));
 	bpf_probe_read_kernel(&next, sizeof(next), (void *)move->node); /* list_head.next */
 	move->node = next;
 	key = thread_key_of(task);
 	if (key.tgid == move->process.tgid) {
-		add_thread(&usage->sum, task, false);
-		return 0;
+		add_thread(&move->sum, task, false);
+		return 1;
 	}
 	place = bpf_map_lookup_elem(&cgroup_places, &key);
 	if (move->only_leader) { /* the others stay: from now on that is another cgroup */
 		if (!place && bpf_map_update_elem(&cgroup_places, &key, &move->from, BPF_ANY))
 			move->failed = true;
-		return 0;
+		return 1;
 	}
 	if (!place) {
-		add_thread(&usage->sum, task, false);
-		return 0;
+		add_thread(&move->sum, task, false);
+		return 1;
 	}
-	__builtin_memset(&usage->thread, 0, sizeof(usage->thread));
-	add_thread(&usage->thread, task, false);
-	if (!move_usage(&move->process, *place, move->to, &usage->thread))
+	__builtin_memset(&move->thread, 0, sizeof(move->thread));
+	add_thread(&move->thread, task, false);
+	if (!move_usage(&move->process, *place, move->to, &move->thread))
 		move->failed = true;
 	bpf_map_delete_elem(&cgroup_places, &key);
-	return 0;
+	return 1;
+}
+
+/* Follows threads; 0 after the last one. A function that is verified once. */
+__noinline int process_move_round(u32 round)
+{
+	for (u32 i = 0; i < MOVED_THREADS_PER_ROUND; i++) {
+		if (!process_move_thread(round))
+			return 0;
+	}
+	return 1;
 }
 
 /* Moves the leader of a process or all its threads; whether everything had room. */
-static __always_inline bool move_process(struct task_struct *task, u64 to, bool only_leader,
-					 bool plain)
+static __always_inline bool move_process(struct task_struct *task, u64 to, bool only_leader)
 {
 	struct signal_struct *signal = BPF_CORE_READ(task, signal);
-	struct move move = {.to = to, .only_leader = only_leader};
-	struct moved_usage *usage = moved_usage();
+	struct move *move = current_move();
 
-	move.process = thread_key_of(BPF_CORE_READ(task, group_leader));
-	move.from = place_or_first(&move.process);
-	move.end = (u64)signal + bpf_core_field_offset(struct signal_struct, thread_head);
-	bpf_probe_read_kernel(&move.node, sizeof(move.node), (void *)move.end);
-	if (!usage || bpf_map_update_elem(&cgroup_places, &move.process, &to, BPF_ANY))
+	if (!move)
 		return false;
-	__builtin_memset(&usage->sum, 0, sizeof(usage->sum));
+	__builtin_memset(move, 0, sizeof(*move));
+	move->to = to;
+	move->only_leader = only_leader;
+	move->process = thread_key_of(BPF_CORE_READ(task, group_leader));
+	move->from = place_or_first(&move->process);
+	move->end = (u64)signal + bpf_core_field_offset(struct signal_struct, thread_head);
+	bpf_probe_read_kernel(&move->node, sizeof(move->node), (void *)move->end);
+	if (bpf_map_update_elem(&cgroup_places, &move->process, &to, BPF_ANY))
+		return false;
 	/* first: a thread that is released meanwhile is then missed, and not counted twice */
-	add_dead_threads(&usage->sum, signal, &move.process);
-	if (plain) {
-#pragma clang loop unroll(disable)
-		for (u32 i = 0; i < MOVED_THREADS_PLAIN; i++) {
-			if (move_thread(i, &move))
-				break;
-		}
-	} else {
-		bpf_loop(MOVED_THREADS, move_thread, &move, 0);
+	add_dead_threads(&move->sum, signal, &move->process);
+	for (u32 i = 0; i < MOVED_ROUNDS; i++) {
+		if (!process_move_round(i))
+			break;
 	}
-	return move_usage(&move.process, move.from, to, &usage->sum) && move.node == move.end &&
-	       !move.failed;
+	return move_usage(&move->process, move->from, to, &move->sum) && move->node == move->end &&
+	       !move->failed;
 }
 
 /* Moves a thread that is not the leader; whether there was room. */

@@ -299,8 +299,9 @@ int BPF_PROG(process_on_cgroup_removal, struct cgroup *group, const char *path)
  * A thread has moved to another cgroup, or a process with all its threads. The kernel holds
  * the mutex of cgroups: one move at a time.
  */
-static __always_inline int on_move(struct cgroup *group, struct task_struct *task, bool all,
-				   bool plain)
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(process_on_move, struct cgroup *group, const char *path, struct task_struct *task,
+	     bool all)
 {
 	bool has_room;
 	u64 to;
@@ -316,28 +317,13 @@ static __always_inline int on_move(struct cgroup *group, struct task_struct *tas
 	}
 	count_change(PROCESS_CHANGE_MOVE_BEGUN);
 	if (all || task->pid == task->tgid)
-		has_room = move_process(task, to, !all, plain);
+		has_room = move_process(task, to, !all);
 	else
 		has_room = move_one_thread(task, to, false);
 	if (!has_room)
 		count_process_loss(PROCESS_LOSS_CGROUP_MOVE_MISSING);
 	count_change(PROCESS_CHANGE_MOVE_DONE);
 	return 0;
-}
-
-SEC("tp_btf/cgroup_attach_task")
-int BPF_PROG(process_on_move, struct cgroup *group, const char *path, struct task_struct *task,
-	     bool all)
-{
-	return on_move(group, task, all, false);
-}
-
-/* Before 6.2, as `process_walk_plain`. */
-SEC("tp_btf/cgroup_attach_task")
-int BPF_PROG(process_on_move_plain, struct cgroup *group, const char *path,
-	     struct task_struct *task, bool all)
-{
-	return on_move(group, task, all, true);
 }
 
 /*

@@ -141,11 +141,7 @@ impl Engine {
             base.attach(dispatcher, tracepoint, kernel)?;
         }
         base.attach("process_on_cgroup_removal", "cgroup_rmdir", kernel)?;
-        let on_move = match walk_program {
-            "process_walk_plain" => "process_on_move_plain",
-            _ => "process_on_move",
-        };
-        base.attach(on_move, "cgroup_attach_task", kernel)?;
+        base.attach("process_on_move", "cgroup_attach_task", kernel)?;
         base.load_iterator("process_parents", "task", kernel)?;
         base.load_callable("process_read_clocks")?;
         filter.begin(&base)?;
