@@ -14,9 +14,9 @@ use ebpfmetrics::{
     cpu::{CpuAccounting, CpuSnapshot},
 };
 use ebpfmetrics_suite::{
-    Workload, cpu_columns, emulated, hidden_tasks_ns, monotonic_ns, proc_stat, process_cpu_ns,
-    schedstat, schedstat_of_thread, status_field, stolen_unseen_ns, support, thread_cpu_ns,
-    thread_ids, total_idle,
+    Kernel, Workload, cpu_columns, emulated, hidden_tasks_ns, kernel, monotonic_ns, needs_kernel,
+    proc_stat, process_cpu_ns, schedstat, schedstat_of_thread, status_field, stolen_unseen_ns,
+    support, thread_cpu_ns, thread_ids, total_idle,
 };
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
