@@ -35,7 +35,7 @@ fn processes_beyond_the_bound_are_counted_together() {
         let settled = overflow.usage.frees >= 20 * overflow.processes;
         (listed + overflow.processes >= 200 && settled).then_some(listed)
     });
-    let listed = all.expect("200 processes that ended");
+    let listed = all.expect("200 processes that ended, with what they freed");
     assert!(listed <= 20, "{listed}");
 }
 

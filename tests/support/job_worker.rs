@@ -12,10 +12,10 @@ use super::{spin_for, tell};
 pub(crate) enum JobWork {
     /// Spins for so many ms.
     Burn { ms: u64 },
-    /// A child that spins for so many ms; then tells the rusage of both in ns.
+    /// A child that spins for so many ms; then tells its rusage in ns.
     Spin { ms: u64 },
     /// A child that starts so many others, each a spin of so many us; then tells the rusage
-    /// of all in ns.
+    /// of all of these in ns.
     Children { count: u32, spin_us: u64 },
     /// Starts a job that spins for so many ms, and prints its report.
     Watch {
@@ -34,11 +34,11 @@ pub(crate) fn work(work: JobWork) -> anyhow::Result<()> {
     match work {
         JobWork::Burn { ms } => spin_for(Duration::from_millis(ms)),
         JobWork::Spin { ms } => {
-            return tell_all(&|| spin_for(Duration::from_millis(ms)));
+            return run_and_tell(&|| spin_for(Duration::from_millis(ms)));
         }
         JobWork::Children { count, spin_us } => {
             let spin = || spin_for(Duration::from_micros(spin_us));
-            return tell_all(&|| {
+            return run_and_tell(&|| {
                 for _ in 0..count {
                     suite::fork_and_wait(None, spin).expect("a child");
                 }
@@ -68,11 +68,10 @@ pub(crate) fn work(work: JobWork) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rusage of a child and of its children, and of this process so far.
-fn tell_all(child: &dyn Fn()) -> anyhow::Result<()> {
+/// The rusage of a child and of its children.
+fn run_and_tell(child: &dyn Fn()) -> anyhow::Result<()> {
     suite::fork_and_wait(None, child)?;
-    let own = suite::process_cpu_ns(std::process::id()).unwrap_or_default();
-    Ok(tell(&(suite::rusage_of_children().cpu_ns + own).to_string())?)
+    Ok(tell(&suite::rusage_of_children().cpu_ns.to_string())?)
 }
 
 fn watch(ms: u64) -> anyhow::Result<()> {
