@@ -334,23 +334,29 @@ static __always_inline void cpu_idle_from_cpuacct(struct cpu_cpu_record *r, stru
 	}
 }
 
-/* struct kernel_cpustat: cputime[NR_STATS] in ns. Its first ten are the columns of /proc/stat. */
-struct cpu_ticks {
-	u64 user, nice, system, softirq, irq, idle, iowait, steal, guest, guest_nice;
-};
+/* A column of /proc/stat, in ns. False if it cannot be read. */
+static __always_inline bool cpu_read_column(u64 *ns, u64 *columns, u32 column)
+{
+	return !bpf_probe_read_kernel(ns, sizeof(*ns), columns + column);
+}
+
+#define CPU_COLUMN(name) bpf_core_enum_value(enum cpu_usage_stat, CPUTIME_##name)
 
 static __always_inline void cpu_read_ticks(struct cpu_cpu_record *r, struct cfs_rq *cfs_rq)
 {
-	struct cpu_ticks ticks;
+	u64 *columns, guest_nice;
 
-	if (!cpu_ticks_offset ||
-	    bpf_probe_read_kernel(&ticks, sizeof(ticks),
-				  (void *)cpu_beside_run_queue(cfs_rq, cpu_ticks_offset)))
+	if (!cpu_ticks_offset)
 		return;
-	r->irq_ns = ticks.irq;
-	r->softirq_ns = ticks.softirq;
-	r->steal_ns = ticks.steal;
-	r->guest_ns = ticks.guest + ticks.guest_nice;
+	columns = (void *)(cpu_beside_run_queue(cfs_rq, cpu_ticks_offset) +
+			   bpf_core_field_offset(struct kernel_cpustat, cpustat));
+	if (!cpu_read_column(&r->irq_ns, columns, CPU_COLUMN(IRQ)) ||
+	    !cpu_read_column(&r->softirq_ns, columns, CPU_COLUMN(SOFTIRQ)) ||
+	    !cpu_read_column(&r->steal_ns, columns, CPU_COLUMN(STEAL)) ||
+	    !cpu_read_column(&r->guest_ns, columns, CPU_COLUMN(GUEST)) ||
+	    !cpu_read_column(&guest_nice, columns, CPU_COLUMN(GUEST_NICE)))
+		return;
+	r->guest_ns += guest_nice;
 	r->flags |= CPU_CPU_HAS_TICKS;
 }
 

@@ -54,6 +54,15 @@ enum { BPF_F_NO_PREALLOC = 1 };
 /* include/linux/sched/signal.h */
 #define SIGNAL_GROUP_EXIT 0x00000004
 
+enum cpu_usage_stat {
+	CPUTIME_SOFTIRQ,
+	CPUTIME_IRQ,
+	CPUTIME_STEAL,
+	CPUTIME_GUEST,
+	CPUTIME_GUEST_NICE,
+	NR_STATS,
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 typedef struct {
@@ -70,6 +79,10 @@ typedef struct {
 
 struct list_head {
 	struct list_head *next;
+};
+
+struct kernel_cpustat {
+	u64 cpustat[NR_STATS];
 };
 
 struct task_struct;
