@@ -248,7 +248,7 @@ static __always_inline void charge_request(struct disk_in_flight *io, struct req
 		return;
 	}
 	part = *io;
-	place = (u64)bio->bi_iter.bi_idx << 32 | bio->bi_iter.bi_bvec_done;
+	place = (u64)bio->bi_iter.bi_idx << 32 | vector_done(bio);
 	charge(&part, bytes, charge_pages(&part, (u64)bio, bio->bi_iter.bi_size, place, bytes),
 	       failed, done);
 }
@@ -301,7 +301,7 @@ static __always_inline void queue_bio(struct bio *bio)
 		return;
 	io->issued_ns = io->started_ns;
 	/* a driver moves on in the bio as it writes it */
-	io->completed_bytes = (u64)bio->bi_iter.bi_idx << 32 | bio->bi_iter.bi_bvec_done;
+	io->completed_bytes = (u64)bio->bi_iter.bi_idx << 32 | vector_done(bio);
 }
 
 SEC("tp_btf/block_bio_queue")

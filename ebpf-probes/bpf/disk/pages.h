@@ -16,10 +16,11 @@
 const volatile u32 page_bits = 12;
 
 /*
- * Of a request: 16 MiB in folios of 4 KiB. What lies behind them is of an unknown owner. Each
- * is charged in a function that the verifier checks once.
+ * The pieces of a request are charged in rounds, which the verifier checks once: 4,096 pieces,
+ * 16 MiB in folios of 4 KiB. What lies behind them is of an unknown owner.
  */
-#define MAX_PIECES 4096
+#define ROUNDS 64
+#define PIECES_PER_ROUND 64
 
 /* Where a walk over the pages of a write is; the bytes of one owner are charged at once. */
 struct disk_walk {
@@ -255,7 +256,7 @@ __noinline int disk_charge_piece(u32 device)
 			return 0;
 		bpf_core_read(&size, sizeof(size), &((struct bio *)bio)->bi_iter.bi_size);
 		bpf_core_read(&index, sizeof(index), &((struct bio *)bio)->bi_iter.bi_idx);
-		bpf_core_read(&done, sizeof(done), &((struct bio *)bio)->bi_iter.bi_bvec_done);
+		done = vector_done((struct bio *)bio);
 		enter_bio(w, bio, index, done, size);
 		return 1;
 	}
@@ -293,6 +294,16 @@ __noinline int disk_charge_piece(u32 device)
 	return 1;
 }
 
+/* Charges pieces; 0 at the end of the write. A function that is verified once. */
+__noinline int disk_charge_round(u32 device)
+{
+	for (u32 i = 0; i < PIECES_PER_ROUND; i++) {
+		if (!disk_charge_piece(device))
+			return 0;
+	}
+	return 1;
+}
+
 /*
  * Charges `bytes` of a write to the owners of its pages. They begin in a bio, of which `size`
  * bytes are written from `place`: the number of a vector << 32 | bytes of it to skip. `io`
@@ -321,8 +332,8 @@ static __noinline int charge_pages(struct disk_in_flight *io, u64 bio, u32 size,
 	w->submitter = io->key;
 	w->submitter_known = io->row != ROW_OF_OWNERS;
 	enter_bio(w, bio, place >> 32, place, size);
-	for (u32 i = 0; i < MAX_PIECES; i++) {
-		if (!disk_charge_piece(device))
+	for (u32 i = 0; i < ROUNDS; i++) {
+		if (!disk_charge_round(device))
 			break;
 	}
 	disk_charge_owner(device);

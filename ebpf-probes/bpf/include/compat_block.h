@@ -50,6 +50,19 @@ static __always_inline u32 request_disk(struct request *request)
 	return disk_device(request->q->disk);
 }
 
+/* The bytes of its current vector that a bio has done. The field has a new name since 7.3. */
+static __always_inline u32 vector_done(struct bio *bio)
+{
+	struct bio___offset *new = (void *)bio;
+	u32 done = 0;
+
+	if (bpf_core_field_exists(new->bi_iter.bi_offset))
+		bpf_core_read(&done, sizeof(done), &new->bi_iter.bi_offset);
+	else
+		bpf_core_read(&done, sizeof(done), &bio->bi_iter.bi_bvec_done);
+	return done;
+}
+
 /*
  * Whether a bio names its disk or partition. Before 5.12 it had a disk and a partition
  * number, which was reset on the way to the driver (309dca309fc3 "block: store a

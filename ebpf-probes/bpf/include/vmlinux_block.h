@@ -112,6 +112,15 @@ struct bvec_iter {
 	unsigned int bi_bvec_done;
 };
 
+/* 7.3 */
+struct bvec_iter___offset {
+	unsigned int bi_offset;
+};
+
+struct bio___offset {
+	struct bvec_iter___offset bi_iter;
+};
+
 /* who has an anonymous page: the memory areas that may map it, in a tree */
 struct rb_node {
 	struct rb_node *rb_right;

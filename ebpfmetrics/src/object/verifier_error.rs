@@ -17,8 +17,14 @@ impl VerifierError {
 
     /// The end of the log, where the verifier states its reason. Empty if there is no log.
     pub(super) fn last_lines(&self) -> Vec<&str> {
-        const STATISTICS: [&str; 5] =
-            ["processed ", "stack depth ", "verification time ", "insns processed ", "mark_read "];
+        const STATISTICS: [&str; 6] = [
+            "processed ",
+            "stack depth ",
+            "verification time ",
+            "insns processed ",
+            "mark_read ",
+            "subprog ", // a line for each function, in 7.3
+        ];
         let lines = self.log.lines().map(str::trim_end).filter(|line| {
             !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start))
         });
