@@ -4,20 +4,29 @@
 //! ```text
 //! cargo run --release --example print_top -- --interval 500ms --sort wait
 //! cargo run --release --example print_top -- --probes cpu,mem --sort rss --limit 20
+//! cargo run --release --example print_top -- --forest --columns pid,s,cpu,time,rss,command
+//! cargo run --release --example print_top -- --devices
 //! cargo run --release --example print_top -- --json --count 3
 //! cargo run --release --example print_top -- --watch -- make -j4
 //! ```
 //!
-//! It needs `CAP_BPF` and `CAP_PERFMON`, or root. Percentages of a process are of one CPU.
-//! Memory is in MiB: RSS at the end of the interval, PEAK within it. RD/s and WR/s are MiB per
-//! second. With `--cgroup`, RSS is a sum of resident sets: pages that several processes map
-//! count for each of them. With `--watch` the output of the command and a line with its totals go to standard
+//! It needs `CAP_BPF` and `CAP_PERFMON`, or root. `--help` lists the columns with their units.
+//! With `--cgroup`, RSS is a sum of resident sets: pages that several processes map count for each
+//! of them. With `--watch` the output of the command and a line with its totals go to standard
 //! error, and the exit code is that of the command.
 
+#[path = "print_top/columns.rs"]
+mod columns;
+#[path = "print_top/job_summary.rs"]
+mod job_summary;
 #[path = "print_top/json.rs"]
 mod json;
+#[path = "print_top/rows.rs"]
+mod rows;
 #[path = "print_top/table.rs"]
 mod table;
+#[path = "print_top/view.rs"]
+mod view;
 
 use std::{
     io::{self, IsTerminal, Write, stderr, stdout},
@@ -29,13 +38,15 @@ use std::{
 use clap::{Parser, ValueEnum};
 use crossbeam_channel::{bounded, select, tick};
 use ebpfmetrics::{
-    CpuProbe, DiskProbe, Filter, Job, JobReport, Kernel, MemProbe, Probe, ProbeSet,
-    ProbeSetBuilder, Snapshot, job::Need, kit::HandleOf, process::CgroupHierarchy,
+    CpuProbe, DiskProbe, Filter, Job, Kernel, MemProbe, Probe, ProbeSet, ProbeSetBuilder, Snapshot,
+    job::Need, kit::HandleOf, process::CgroupHierarchy,
 };
+
+use self::{columns::Column, rows::Row, view::View};
 
 /// Shows what every process does with CPUs, memory and disks, measured in the kernel
 #[derive(Parser)]
-#[command(name = "print_top", version)]
+#[command(name = "print_top", version, after_help = columns::help())]
 struct Options {
     /// Time between two tables, such as 500ms or 2s
     #[arg(long, default_value = "1s")]
@@ -47,8 +58,17 @@ struct Options {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "cpu,mem,disk")]
     probes: Vec<Kind>,
     /// Sort by a column: its name without % and /s
-    #[arg(long, value_name = "COLUMN", default_value = "cpu", value_parser = table::column)]
-    sort: usize,
+    #[arg(long, value_name = "COLUMN", default_value = "cpu", value_parser = columns::parse)]
+    sort: &'static Column<Row>,
+    /// Show these columns, such as pid,cpu,rss,command
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', value_parser = columns::parse)]
+    columns: Vec<&'static Column<Row>>,
+    /// Show each process below its parent
+    #[arg(long, conflicts_with = "cgroup")]
+    forest: bool,
+    /// Show block devices instead of processes
+    #[arg(long, conflicts_with_all = ["cgroup", "columns", "forest", "sort", "limit"])]
+    devices: bool,
     /// Show at most N rows
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -68,7 +88,7 @@ struct Options {
     #[arg(long, value_name = "CONTROLLER", num_args = 0..=1, require_equals = true)]
     cgroup: Option<Option<String>>,
     /// Print one line of JSON per interval
-    #[arg(long, conflicts_with_all = ["cgroup", "sort", "limit"])]
+    #[arg(long, conflicts_with_all = ["cgroup", "columns", "devices", "forest", "sort", "limit"])]
     json: bool,
     /// Report what the probes need and whether this machine has it, and exit
     #[arg(long)]
@@ -148,13 +168,13 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let (mut set, handles) = load(options)?;
     let intervals = options.count.unwrap_or(u64::MAX);
     let live = intervals > 1 && !options.json && stdout().is_terminal();
-    let mut table = table::Table::new(options, handles, &set)?;
+    let mut view = View::new(options, handles, &set, live)?;
     let ticks = tick(options.interval.into());
     for _ in 0..intervals {
         select! {
             recv(ticks) -> _ => {
                 let snapshot = set.reset()?;
-                show(&snapshot, &set, options, &mut table, live)?;
+                show(&snapshot, &set, options, &mut view)?;
             }
             recv(stopped) -> _ => break,
         }
@@ -166,12 +186,11 @@ fn show(
     snapshot: &Snapshot,
     set: &ProbeSet,
     options: &Options,
-    table: &mut table::Table<'_>,
-    live: bool,
+    view: &mut View<'_>,
 ) -> anyhow::Result<()> {
     match options.json {
         true => json::print(snapshot),
-        false => table.print(snapshot, set, live),
+        false => view.print(snapshot, set),
     }
 }
 
@@ -189,47 +208,20 @@ fn watch(options: &Options, command: &mut Command) -> anyhow::Result<ExitCode> {
     let job = Job::builder().cpu(need(Kind::Cpu)).mem(need(Kind::Mem)).disk(need(Kind::Disk));
     let mut job = job.set(set(options)).spawn(command.stdout(stderr()))?;
     let handles = Handles { cpu: job.cpu(), mem: job.mem(), disk: job.disk() };
-    let mut table = table::Table::new(options, handles, job.as_ref())?;
+    let mut view = View::new(options, handles, job.as_ref(), false)?;
     let mut next = Instant::now();
     loop {
         next += *options.interval;
         let has_ended = job.wait_timeout(next.saturating_duration_since(Instant::now()))?;
         let snapshot = job.reset()?;
-        show(&snapshot, job.as_ref(), options, &mut table, false)?;
+        show(&snapshot, job.as_ref(), options, &mut view)?;
         if has_ended {
             break;
         }
     }
     let report = job.finish(FINISH)?;
     let status = report.exit_status;
-    summarize(&report)?;
+    job_summary::print(&report)?;
     let code = status.and_then(|it| it.code().or(it.signal().map(|signal| 128 + signal)));
     Ok(ExitCode::from(code.unwrap_or(1) as u8))
-}
-
-fn summarize(report: &JobReport) -> io::Result<()> {
-    let mut line = format!("{:.3} s", report.wall_time.as_secs_f64());
-    if let Some(cpu) = &report.cpu {
-        let (user, system) = (cpu.user.as_secs_f64(), cpu.system.as_secs_f64());
-        line += &format!(", CPU {user:.3} s user {system:.3} s system");
-    }
-    if let Some(memory) = &report.memory {
-        let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-        let peak = memory.resident_sum_peak_bytes.map_or("unknown".into(), mebibytes);
-        line += &format!(", peak memory (sum of RSS) {peak}");
-        if let Some(largest) = memory.largest_process {
-            let peak = mebibytes(largest.resident_peak_bytes);
-            line += &format!(", largest process {peak} ({})", largest.comm);
-        }
-    }
-    if let Some(disk) = &report.disk {
-        line += &format!(", {} bytes read", disk.total.read_bytes);
-        line += &format!(" {} written", disk.total.written_bytes);
-    }
-    line += &format!(", {} processes", report.processes);
-    if !report.is_complete {
-        line += &format!(" ({} still run)", report.still_running);
-    }
-    let status = report.exit_status.map_or("exit status unknown".into(), |it| it.to_string());
-    writeln!(stderr(), "{line}, {status}")
 }

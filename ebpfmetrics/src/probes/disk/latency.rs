@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::class::DiskOperation;
 use crate::histogram::Histogram;
 
@@ -19,6 +21,13 @@ pub struct DiskLatency {
 }
 
 impl DiskLatency {
+    /// Mean time from the submission of an operation to its completion, queue and device together:
+    /// `await` of `iostat`. `None` without operations.
+    #[doc(alias = "await")]
+    pub fn mean(&self) -> Option<Duration> {
+        Some(self.queue.mean().unwrap_or_default() + self.device.mean()?)
+    }
+
     /// Adds the latency of operations to a list in the order of operations.
     pub(super) fn merge(into: &mut Vec<Self>, more: &Self) {
         if more.device.is_empty() {
