@@ -185,8 +185,8 @@ fn health_cost_and_options() {
 
     let bytes = |probe: &SlabProbe| probe.health().unwrap().map_bytes;
     let plain = bytes(&probe);
-    // Kernels before 6.4 tell what maps take when they are full: 23 MiB.
-    assert!((1 << 20..32 << 20).contains(&plain), "{plain}");
+    // Kernels before 6.4 tell what maps take when they are full: 34 MiB.
+    assert!((1 << 20..40 << 20).contains(&plain), "{plain}");
     assert!(probe.health().unwrap().degraded.iter().all(|it| it.feature == "process 1"));
     let mapped = bytes(&SlabProbe::builder().address_map(100_000).load().unwrap());
     let entry = (mapped - plain) as f64 / 100_000.0;
