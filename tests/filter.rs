@@ -396,8 +396,9 @@ fn a_process_that_moves_into_a_cgroup_is_measured_from_then_on() {
 
 /// Pids differ there, and users know those that their own namespace has.
 #[test]
-fn filters_take_the_pids_of_the_callers_namespace() {
+fn filters_and_lookups_take_the_pids_of_the_callers_namespace() {
     let line = Workload::start_without_waiting(WORKLOAD, &["filter-in-namespace"]).line();
     let child = line.rsplit_once('=').unwrap().1;
-    assert_eq!(line, format!("own=1 tree=1,{child} listed={child} child={child}"));
+    let of_child = format!("listed={child} row={child} members=1 child={child}");
+    assert_eq!(line, format!("own=1 tree=1,{child} {of_child}"));
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ebpfmetrics::{CpuProbe, Filter, Probe as _};
+use ebpfmetrics::{CpuProbe, Filter, Probe as _, group::ProcessTree};
 use ebpfmetrics_suite::{self as suite, fork, wait_for};
 
 use crate::{spin, spin_for, tell};
@@ -175,7 +175,7 @@ fn read_children() -> anyhow::Result<()> {
     Ok(tell(&format!("{counts} ours_ns={ours_ns} truth_ns={truth_ns}"))?)
 }
 
-/// `own=PID tree=PIDS listed=PIDS child=PID`, the pids as that namespace has them.
+/// `own=PID tree=PIDS listed=PIDS row=PID members=NUMBER child=PID`, the pids as that namespace has them.
 pub(crate) fn filter_in_namespace() -> anyhow::Result<()> {
     suite::in_pid_namespace(true, || {
         // so that the pids of the parent and of the child are not the same as outside
@@ -187,7 +187,16 @@ pub(crate) fn filter_in_namespace() -> anyhow::Result<()> {
             rows.iter().map(|row| row.info.namespace_pid.to_string()).collect::<Vec<_>>().join(",")
         };
         let (tree, listed) = (pids(Filter::tree(own)), pids(Filter::processes([child])));
-        tell(&format!("own={own} tree={tree} listed={listed} child={child}")).expect("a reader");
+        let mut probe = CpuProbe::builder().load().expect("a probe");
+        let id = probe.process_id(child).expect("the pids are readable").expect("it lives");
+        let snapshot = probe.snapshot().expect("a snapshot");
+        let row = snapshot.row(id).expect("a row").info.namespace_pid;
+        let mut family = ProcessTree::of_process(id);
+        let members = family.group(&snapshot).alive;
+        tell(&format!(
+            "own={own} tree={tree} listed={listed} row={row} members={members} child={child}"
+        ))
+        .expect("a reader");
     })
 }
 

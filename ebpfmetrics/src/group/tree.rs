@@ -25,7 +25,9 @@ use crate::{process::ProcessId, snapshot::Rows};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ProcessTree {
-    root: u32,
+    root_pid: u32,
+    /// Known once a snapshot had a row of the root: its pid may be reused after it has ended.
+    root_start_ns: Option<u64>,
     /// The members, each with the end of the last window that had a row for it.
     #[cfg_attr(feature = "serde", serde(with = "as_list"))]
     members: HashMap<ProcessId, u64>,
@@ -36,9 +38,15 @@ const FORGET_AFTER_NS: u64 = 120_000_000_000;
 
 impl ProcessTree {
     /// Tree of the process that has this pid (in the initial PID namespace) in the first
-    /// snapshot.
+    /// snapshot that has a row of such a process.
     pub fn of(root: u32) -> Self {
-        Self { root, members: HashMap::new() }
+        Self { root_pid: root, root_start_ns: None, members: HashMap::new() }
+    }
+
+    /// Tree of this process. [`ProbeSet::process_id`](crate::ProbeSet::process_id) finds it by the
+    /// pid that the caller knows.
+    pub fn of_process(root: ProcessId) -> Self {
+        Self { root_start_ns: Some(root.start_time_ns), ..Self::of(root.pid) }
     }
 
     /// Whether the process belongs to the tree, as far as the snapshots so far show.
@@ -59,9 +67,15 @@ impl ProcessTree {
     fn update<S: Rows>(&mut self, snapshot: &S) {
         let now = snapshot.window().end_ns;
         if self.members.is_empty() {
+            let is_root = |id: ProcessId| {
+                id.pid == self.root_pid
+                    && self.root_start_ns.is_none_or(|start_ns| start_ns == id.start_time_ns)
+            };
             // the last row of a pid is the process that started last
-            let root = snapshot.rows().filter(|row| row.id.pid == self.root).last();
-            self.members.extend(root.map(|row| (row.id, now)));
+            if let Some(root) = snapshot.rows().filter(|row| is_root(row.id)).last() {
+                self.root_start_ns = Some(root.id.start_time_ns);
+                self.members.insert(root.id, now);
+            }
         }
         self.members.retain(|_, &mut seen| now.saturating_sub(seen) <= FORGET_AFTER_NS);
         // Pids wrap around, so a child can come before its parent.
@@ -131,6 +145,24 @@ mod tests {
         let mut row = child(pid, 1, false, count);
         row.info.creator = Some(ProcessId { pid: creator, start_time_ns: 1 });
         row
+    }
+
+    #[test]
+    fn a_process_that_reuses_the_pid_of_the_root_is_not_in_the_tree() {
+        let at = |end_ns, rows: &[Row]| {
+            let mut sample = sample(rows.iter().cloned());
+            sample.window = Window { start_ns: 0, end_ns };
+            sample
+        };
+        let mut tree = ProcessTree::of(10);
+        assert_eq!(tree.group(&at(1, &[row(10, 1, 5)])).usage.count, 5);
+        let later = 2 * FORGET_AFTER_NS;
+        assert_eq!(tree.group(&at(later, &[])).usage.count, 0);
+        assert_eq!(tree.group(&at(later + 1, &[row(10, 2, 7)])).usage.count, 0);
+
+        let mut tree = ProcessTree::of_process(ProcessId { pid: 10, start_time_ns: 1 });
+        let rows = [row(10, 1, 5), row(10, 2, 7)];
+        assert_eq!(tree.group(&at(1, &rows)).usage.count, 5, "the first of the two");
     }
 
     #[test]

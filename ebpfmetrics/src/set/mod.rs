@@ -133,6 +133,19 @@ impl ProbeSet {
         self.engine.cgroup_hierarchy()
     }
 
+    /// Identity of a process by its pid in the caller's PID namespace. In a container these pids
+    /// differ from those of the rows, which are of the initial PID namespace.
+    /// [`Snapshot::row`](crate::Snapshot::row) finds its row.
+    ///
+    /// The process lives, or its parent has not waited for it yet. `None` if there is no such
+    /// process. Reads the list of all processes.
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    pub fn process_id(&self, pid: u32) -> Result<Option<ProcessId>> {
+        self.engine.process_of(pid)
+    }
+
     /// Reads the paths of all cgroups in the hierarchy of the set: those that exist, and those that
     /// were removed while the set was loaded, so that rows of ended processes have a path too.
     ///

@@ -49,6 +49,15 @@ impl<C: Collector> Single<C> {
         self.set.cgroup_hierarchy()
     }
 
+    /// Identity of a process by its pid in the caller's PID namespace, see
+    /// [`ProbeSet::process_id`].
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    pub fn process_id(&self, pid: u32) -> Result<Option<ProcessId>> {
+        self.set.process_id(pid)
+    }
+
     /// Reads the paths of cgroups, also of removed ones, see [`ProbeSet::cgroups`].
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::{Losses, Process, Provenance, Row, Rows, Usage, Window};
+use crate::process::ProcessId;
 
 /// What one probe measured in a window.
 ///
@@ -25,7 +26,7 @@ use super::{Losses, Process, Provenance, Row, Rows, Usage, Window};
 pub struct ProbeSnapshot<U, S> {
     /// Time span of the counters. Gauges are as of its end.
     pub window: Window,
-    /// The processes in ascending order of [`ProcessId`](crate::process::ProcessId),
+    /// The processes in ascending order of [`ProcessId`],
     /// including those that exited in the window.
     pub processes: Vec<Process<U>>,
     /// Processes that exited in the window and have no row, because there were too many.
@@ -58,14 +59,20 @@ impl<U> Overflow<U> {
 }
 
 impl<U, S> ProbeSnapshot<U, S> {
-    /// The rows in ascending order of [`ProcessId`](crate::process::ProcessId).
+    /// The rows in ascending order of [`ProcessId`].
     pub fn processes(&self) -> &[Process<U>] {
         &self.processes
     }
 
+    /// The row of this process.
+    pub fn row(&self, id: ProcessId) -> Option<&Process<U>> {
+        let index = self.processes.binary_search_by_key(&id, |process| process.id).ok()?;
+        Some(&self.processes[index])
+    }
+
     /// The row of a process by its pid in the initial PID namespace. If the pid was reused, the
-    /// process that started last. A caller in another namespace knows other pids: those are in
-    /// `info.namespace_pid` of the rows.
+    /// process that started last. A caller in another namespace knows other pids:
+    /// [`ProbeSet::process_id`](crate::ProbeSet::process_id) finds a process by those.
     pub fn process(&self, pid: u32) -> Option<&Process<U>> {
         let after = self.processes.partition_point(|process| process.id.pid <= pid);
         self.processes[..after].last().filter(|process| process.id.pid == pid)

@@ -188,9 +188,16 @@ impl Snapshot {
         })
     }
 
+    /// The row of this process.
+    pub fn row(&self, id: ProcessId) -> Option<SetProcess<'_>> {
+        let index = self.rows.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        let (id, info) = self.rows[index];
+        Some(SetProcess { id, info, snapshot: self, index })
+    }
+
     /// The row of a process by its pid in the initial PID namespace. If the pid was reused, the
-    /// process that started last. A caller in another namespace knows other pids: those are in
-    /// `info.namespace_pid` of the rows.
+    /// process that started last. A caller in another namespace knows other pids:
+    /// [`ProbeSet::process_id`](crate::ProbeSet::process_id) finds a process by those.
     pub fn process(&self, pid: u32) -> Option<SetProcess<'_>> {
         let after = self.rows.partition_point(|(id, _)| id.pid <= pid);
         let index = after.checked_sub(1)?;
