@@ -12,8 +12,8 @@ const volatile bool cpu_on = false;
 const volatile bool cpu_account_switches = false;
 /*
  * Offsets of the per-CPU variables runqueues, root_cpuacct_cpuusage, steal_time and
- * kernel_cpustat in the per-CPU area, from the kernel's BTF. Their differences lead from one variable to another.
- * 0 if the BTF does not have the variable.
+ * kernel_cpustat in the per-CPU area, from the kernel's BTF. Their differences lead from one
+ * variable to another. 0 if the BTF does not have the variable.
  */
 const volatile u64 cpu_runqueues_offset = 0;
 const volatile u64 cpu_cpuacct_offset = 0;
