@@ -76,11 +76,9 @@ fn short_lived_processes(count: u32, accounting: CpuAccounting, max_exited: u32)
             (short, exact_ns, median_ns) = split_by_median(
                 children_of(&snapshot, work.pid()).map(|row| row.usage.cpu_time.as_nanos() as u64),
             );
-            // A hidden release costs the last steps of a process, a hidden switch all its time.
+            // A hidden release costs the last steps of a process.
             assert!(short <= u64::from(count) / 20, "{short} are short; {context}");
-            if accounting == CpuAccounting::Ledger {
-                assert!(off.abs() <= 0.03, "off by {off}; {context}");
-            }
+            assert!(off.abs() <= 0.03, "off by {off}; {context}");
             let complete_ns = exact_ns + short * median_ns;
             let off = complete_ns as f64 / truth_ns as f64 - 1.0;
             assert!(off.abs() <= 0.01, "{short} are short, off by {off}; {context}");
@@ -112,9 +110,8 @@ fn short_lived_processes(count: u32, accounting: CpuAccounting, max_exited: u32)
     // Told once: the next window has none of them.
     let next = probe.reset().unwrap();
     assert_eq!(children_of(&next, work.pid()).count(), 0, "{context}");
-    // What is short of its last steps is counted, once its release has been waited for. What a
-    // hidden switch costs is not counted.
-    if short > 0 && accounting == CpuAccounting::Ledger {
+    // What is short of its last steps is counted, once its release has been waited for.
+    if short > 0 {
         sleep(SETTLED);
         let later = probe.reset().unwrap();
         let counted = [&next, &later].map(|it| it.losses.get("exit_record_missing").unwrap());

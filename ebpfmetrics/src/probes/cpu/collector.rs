@@ -42,6 +42,9 @@ pub struct Cpu {
     online_cpus: usize,
     cpus: Cpus,
     threads: Threads,
+    /// Start of the first walk, `CLOCK_BOOTTIME`. All switches of processes that began later have
+    /// been charged.
+    first_walk_ns: Option<u64>,
 }
 
 /// What bounds the CPU time of a process.
@@ -66,6 +69,7 @@ impl Cpu {
             online_cpus: 1,
             cpus: Cpus::default(),
             threads: Threads::default(),
+            first_walk_ns: None,
         }
     }
 
@@ -150,6 +154,7 @@ impl Collector for Cpu {
             online_cpus: OnlineCpus::read()?.count(),
             cpus: Cpus::default(),
             threads: Threads::default(),
+            first_walk_ns: None,
         })
     }
 
@@ -224,6 +229,7 @@ impl Collector for Cpu {
     }
 
     fn end_walk(&mut self, walk: &WalkTimes, processes: &mut Readings<'_, Self>) -> Result<()> {
+        self.first_walk_ns.get_or_insert(walk.boottime_ns);
         for &index in processes.hidden {
             if let Some(counters) = from_procfs(processes.ids[index].pid) {
                 processes.readings[index].counters = counters;
@@ -266,6 +272,10 @@ impl Collector for Cpu {
         let mut counters = CpuCounters::of(&ended.record.cpu.totals);
         if let Some(settled) = ended.settled {
             counters = counters::max(&counters, &CpuCounters::of(&settled.cpu));
+        }
+        // switches are charged with the growth of the ledger: less means that one was missed
+        if self.first_walk_ns.is_some_and(|first_ns| ended.id.start_time_ns > first_ns) {
+            counters.charged_ns = counters.charged_ns.max(counters.ledger_ns);
         }
         counters = counters.divided();
         let is_single = ended.record.threads == 1;
