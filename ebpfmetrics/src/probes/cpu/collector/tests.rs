@@ -8,7 +8,7 @@ use super::{
 use crate::{
     collect::testing::head,
     process::{Comm, ThreadId},
-    record::{CpuTotalsRecord, RecordHead},
+    record::{CpuTotalsRecord, ProcessEndedRecord, RecordHead},
 };
 
 const WALK: WalkTimes = WalkTimes {
@@ -29,6 +29,7 @@ fn cpu() -> Cpu {
         online_cpus: 2,
         cpus: Cpus::default(),
         threads: Threads::default(),
+        first_walk_ns: None,
     }
 }
 
@@ -422,4 +423,18 @@ fn a_time_that_was_divided_differently_before_is_reported() {
     assert!(Cpu::is_reported(&next, &all));
     let bounded = advance(&last, &all, &CpuCounters::default(), longest(90));
     assert!(!Cpu::is_reported(&bounded, &all));
+}
+
+#[test]
+fn an_ended_process_has_what_unseen_switches_missed() {
+    let cpu = Cpu { first_walk_ns: Some(100), ..cpu() };
+    let mut record = ProcessEndedRecord::zeroed();
+    (record.cpu.totals.sum_exec_ns, record.cpu.totals.charged_ns) = (50, 20);
+    let charged_ns = |start_time_ns| {
+        let id = ProcessId { pid: 1, start_time_ns };
+        let ended = Ended { id, record: &record, settled: None };
+        cpu.ended(&ended).unwrap().counters.charged_ns
+    };
+    // the switches before loading were not to be seen
+    assert_eq!((charged_ns(99), charged_ns(101)), (20, 50));
 }
