@@ -15,7 +15,9 @@ use ebpfmetrics::{
     process::CgroupHierarchy,
     snapshot::Handle,
 };
-use ebpfmetrics_suite::{Workload, adopt_orphans, poll, process_cpu_ns, schedstat, wait_for};
+use ebpfmetrics_suite::{
+    Workload, adopt_orphans, poll, process_cpu_ns, schedstat, wait_for_settled,
+};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 
@@ -92,7 +94,7 @@ fn a_tree_from_this_process_misses_no_child() {
     let cpu = probes.add(CpuProbe::builder()).unwrap();
     let run = |_| {
         let pid = Command::new("/bin/true").spawn().unwrap().id();
-        (pid, wait_for(pid).unwrap())
+        (pid, wait_for_settled(pid).unwrap())
     };
     let children: Vec<_> = (0..200).map(run).collect();
     let pids: Vec<_> = children.iter().map(|(pid, _)| *pid).collect();
@@ -147,7 +149,7 @@ fn orphans_stay_in_their_tree() {
         let &[parent, orphan] = pids.as_slice() else { panic!("{answer}") };
         known.extend([parent, orphan]);
         // once its parent has ended it is a child of this process
-        let used_ns = poll(Duration::from_secs(10), || wait_for(orphan).ok());
+        let used_ns = poll(Duration::from_secs(10), || wait_for_settled(orphan).ok());
         truth.push((orphan, used_ns.expect("its end")));
     }
     let orphans: Vec<_> = truth.iter().map(|(pid, _)| *pid).collect();

@@ -138,8 +138,14 @@ pub fn exit_thread() -> ! {
 
 /// Forks, of a process with one thread, with a wanted pid or any; waits for the
 /// child and returns its pid and what it used by wait4's rusage, in ns.
-#[expect(unsafe_code, reason = "clone3(2) is the way to choose a pid")]
 pub fn fork_and_wait(pid: Option<u32>, child: impl FnOnce()) -> io::Result<(u32, u64)> {
+    let pid = fork_with_pid(pid, child)?;
+    Ok((pid, wait_for(pid)?))
+}
+
+/// Forks, of a process with one thread, with a wanted pid or any; the child ends after this.
+#[expect(unsafe_code, reason = "clone3(2) is the way to choose a pid")]
+pub fn fork_with_pid(pid: Option<u32>, child: impl FnOnce()) -> io::Result<u32> {
     let wanted = pid.map(|pid| pid as libc::pid_t);
     // SAFETY: clone_args is plain data.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -159,7 +165,7 @@ pub fn fork_and_wait(pid: Option<u32>, child: impl FnOnce()) -> io::Result<(u32,
     if forked < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok((forked as u32, wait_for(forked as u32)?))
+    Ok(forked as u32)
 }
 
 /// Forks, of a process with one thread; the child ends after this.
@@ -182,6 +188,15 @@ pub fn wait_without_reaping(pid: u32) -> io::Result<()> {
     let pid = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
     waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)?;
     Ok(())
+}
+
+/// As [`wait_for`], once the child has left its CPU: it can be waited for some moments before, and
+/// in an emulated machine these take milliseconds, which are in no rusage.
+pub fn wait_for_settled(pid: u32) -> io::Result<u64> {
+    const MOMENTS: std::time::Duration = std::time::Duration::from_millis(20);
+    wait_without_reaping(pid)?;
+    std::thread::sleep(MOMENTS);
+    wait_for(pid)
 }
 
 /// Binds the calling thread to a CPU.

@@ -163,7 +163,7 @@ pub(crate) fn work(work: DiskWork) -> anyhow::Result<()> {
 fn used_by_a_child(file: &Path) -> anyhow::Result<String> {
     let (mut told, mut tells) = io::pipe()?;
     let before = suite::rusage_of_children();
-    let (pid, _) = suite::fork_and_wait(None, || {
+    let pid = suite::fork_with_pid(None, || {
         crate::spin_for(std::time::Duration::from_millis(20));
         std::hint::black_box(vec![7_u8; 16 << 20]);
         direct(file, 50, 0, 4096, 1).expect("reads");
@@ -173,6 +173,7 @@ fn used_by_a_child(file: &Path) -> anyhow::Result<String> {
         let io = fs::read("/proc/self/io").expect("/proc");
         tells.write_all(&io).expect("the parent reads");
     })?;
+    suite::wait_for_settled(pid)?;
     let after = suite::rusage_of_children();
     drop(tells);
     let mut io = String::new();

@@ -200,8 +200,10 @@ fn main() -> anyhow::Result<()> {
         }
         Work::ReusePid { first_ms, second_ms } => {
             let work = |ms| move || spin_for(Duration::from_millis(ms));
-            let (pid, first_ns) = suite::fork_and_wait(None, work(first_ms))?;
-            let (again, second_ns) = suite::fork_and_wait(Some(pid), work(second_ms))?;
+            let pid = suite::fork_with_pid(None, work(first_ms))?;
+            let first_ns = suite::wait_for_settled(pid)?;
+            let again = suite::fork_with_pid(Some(pid), work(second_ms))?;
+            let second_ns = suite::wait_for_settled(again)?;
             anyhow::ensure!(pid == again, "asked for pid {pid}, got {again}");
             tell(&format!("{pid} {first_ns} {second_ns}"))?;
             loop {
