@@ -1,9 +1,9 @@
 //! Buffered writes are charged to the process that dirtied the pages, whichever writes them.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, thread, time::Duration};
 
 use ebpfmetrics::{
-    DiskProbe, DiskUsage, Probe as _, Process,
+    CpuProbe, DiskProbe, DiskUsage, MemProbe, Probe as _, ProbeSet, Process,
     disk::{DiskCounters, DiskSnapshot},
 };
 use ebpfmetrics_suite::{
@@ -145,6 +145,38 @@ fn writers_of_one_file_are_told_apart() {
     // requests of several writers' neighbouring pages go to one of them as a whole
     assert!(shares.iter().all(|share| (0.15..0.35).contains(share)), "{shares:.3?}");
     assert!(shares.iter().sum::<f64>() > 0.99, "{shares:.3?}");
+}
+
+/// Its row then has the totals of all probes since it began, and nothing new of the others.
+#[test]
+fn a_writer_that_is_gone_keeps_its_totals() {
+    let Some(volume) = QuietVolume::new("totals") else { return };
+    let mut set = ProbeSet::new().unwrap();
+    let cpu = set.add(CpuProbe::builder()).unwrap();
+    let mem = set.add(MemProbe::builder()).unwrap();
+    let disk = set.add(DiskProbe::builder()).unwrap();
+    let file = volume.path().join("file");
+    let mut writer = disk_work(&["write", text(&file), "16777216", "--exit"]);
+    writer.go();
+    writer.wait();
+    let end = poll(Duration::from_secs(10), || {
+        let snapshot = set.reset().unwrap();
+        let row = snapshot.process(writer.pid()).filter(|row| row.info.exited)?;
+        Some((row.total(cpu).cpu_time, row.total(mem).minor_faults))
+    });
+    let end = end.expect("the end of the writer");
+    assert!(end.0 > Duration::ZERO && end.1 > 0, "{end:?}");
+    // the kernel has released it, and it has left the table
+    thread::sleep(Duration::from_millis(2500));
+    set.reset().unwrap();
+    set.reset().unwrap();
+    settle(volume.device());
+    let snapshot = set.snapshot().unwrap();
+    let row = snapshot.process(writer.pid()).expect("a row of its write-back");
+    assert!(row[disk].total.written_bytes > 0, "{row:?}");
+    let total = (row.total(cpu).cpu_time, row.total(mem).minor_faults);
+    assert!(total.0 >= end.0 && total.1 >= end.1, "{total:?} after {end:?}");
+    assert_eq!((row[cpu].cpu_time, row[mem].minor_faults), (Duration::ZERO, 0));
 }
 
 #[test]

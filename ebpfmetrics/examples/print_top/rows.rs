@@ -115,6 +115,7 @@ pub(crate) fn by_cgroup(
         }
     }
     for (&id, group) in &mut groups {
+        group.members.get_or_insert(0); // it moved on
         group.name = match cgroups.path(id) {
             Some(path) => printable(&path.to_string_lossy()),
             None if id == 0 => "(not known)".into(),

@@ -17,6 +17,7 @@ mod hidden;
 mod loading;
 mod members;
 mod moves;
+mod recent;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -11,7 +11,7 @@
 //! before. Counters are never reported twice, because the entry stays until the kernel has
 //! nothing more to say about the process.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use self::{
     entry::{Entry, Phase, Shown},
@@ -21,6 +21,7 @@ use super::{
     collector::{Record, Task, WalkTimes},
     column::{Column, Places, WalkView},
     moves::Moves,
+    recent::Recent,
     walk::{End, RecordBuffer, Walked},
 };
 use crate::{
@@ -75,29 +76,7 @@ pub(super) struct ProcessTable {
     kernel_overflow: u64,
     held: HeldOverflow,
     exit_record_missing: u64,
-    recent: Recent,
-}
-
-/// Information on processes that left the table, of the last ones.
-#[derive(Debug, Default)]
-struct Recent {
-    infos: HashMap<ProcessId, ProcessInfo>,
-    order: VecDeque<ProcessId>,
-}
-
-impl Recent {
-    const MAX: usize = 8192;
-
-    fn keep(&mut self, id: ProcessId, info: ProcessInfo) {
-        if self.infos.insert(id, info).is_none() {
-            self.order.push_back(id);
-        }
-        if self.order.len() > Self::MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.infos.remove(&oldest);
-        }
-    }
+    recent: Recent<ProcessInfo>,
 }
 
 impl ProcessTable {
@@ -153,7 +132,7 @@ impl ProcessTable {
             Ok(index) => self.entries[index].info,
             Err(_) => {
                 let unknown = ProcessInfo { exited: true, ..ProcessInfo::default() };
-                self.recent.infos.get(&id).copied().unwrap_or(unknown)
+                self.recent.get(id).copied().unwrap_or(unknown)
             }
         }
     }
@@ -342,7 +321,7 @@ impl ProcessTable {
 
     /// Whether a process has been settled and is not in the table any more.
     fn has_left(&self, id: ProcessId) -> bool {
-        self.recent.infos.contains_key(&id)
+        self.recent.get(id).is_some()
     }
 
     /// Starts a new window. Returns the processes that have left the table.
@@ -377,7 +356,12 @@ impl ProcessTable {
     fn retain(
         &mut self,
         columns: &mut [(u64, Box<dyn Column>)],
-        mut keeps: impl FnMut(&mut Recent, &mut [(u64, Box<dyn Column>)], usize, &mut Entry) -> bool,
+        mut keeps: impl FnMut(
+            &mut Recent<ProcessInfo>,
+            &mut [(u64, Box<dyn Column>)],
+            usize,
+            &mut Entry,
+        ) -> bool,
     ) -> Vec<ProcessKey> {
         let (mut from, mut gone) = (Vec::with_capacity(self.entries.len()), Vec::new());
         let mut index = 0;

@@ -10,6 +10,7 @@ use super::{
     column::{Column, Places, RowSource, WalkView, program_costs},
     counters::{self, Counters},
     loading::WalkPart,
+    recent::Recent,
     table::STARTING_NS,
     walk::End,
 };
@@ -63,6 +64,8 @@ pub(crate) struct TypedColumn<C: Collector> {
     /// process and the cgroup, and of processes outside the filter's cgroup.
     elsewhere: BTreeMap<(usize, u64), C::Counters>,
     outside: BTreeMap<usize, C::Counters>,
+    /// Totals of processes that have left the table.
+    left: Recent<C::Counters>,
 }
 
 impl<C: Collector> TypedColumn<C> {
@@ -82,6 +85,7 @@ impl<C: Collector> TypedColumn<C> {
             rounded: Vec::new(),
             elsewhere: BTreeMap::new(),
             outside: BTreeMap::new(),
+            left: Recent::default(),
         }
     }
 
@@ -314,7 +318,9 @@ impl<C: Collector> Column for TypedColumn<C> {
     }
 
     fn leave(&mut self, index: usize, id: ProcessId) {
-        self.collector.left(id, &self.cells[index].last);
+        let last = self.cells[index].last;
+        self.collector.left(id, &last);
+        self.left.keep(id, last);
     }
 
     fn overflow(&mut self, records: &[ProcessOverflowRecord]) {
@@ -403,7 +409,8 @@ impl<C: Collector> Column for TypedColumn<C> {
                 RowSource::Late(id) => {
                     // it may still be in the table, without a row of its own
                     let index = ids.binary_search(&id);
-                    let last = index.map_or(none.0, |index| self.cells[index].last);
+                    let last = index.ok().map(|index| &self.cells[index].last);
+                    let last = *last.or_else(|| self.left.get(id)).unwrap_or(&none.0);
                     (id, none.0, last, &none.1)
                 }
             };

@@ -20,7 +20,8 @@ pub struct Process<U> {
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub usage: U,
     /// Usage since the process began. Figures that the probe itself counts begin when the
-    /// probe is loaded. Counters never decrease while the probe is loaded.
+    /// probe is loaded. Counters never decrease while the probe is loaded, with one exception: if
+    /// I/O of an ended process completes after 8,192 others have ended, its total begins again.
     pub total: U,
     /// The parts of `usage` and `total` that were used in other cgroups than
     /// [`cgroup_id`](ProcessInfo::cgroup_id): before the process moved, and by threads in a
