@@ -14,7 +14,7 @@ use ebpfmetrics::{
     job::{JobBuilder, Need},
 };
 use ebpfmetrics_suite::{
-    emulated, hides_first_process, process_cpu_ns, schedstat, wait_without_reaping,
+    emulated, hides_first_process, process_cpu_ns, schedstat, wait_until_off_cpu,
 };
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -49,12 +49,16 @@ fn cpu_ns(report: &JobReport) -> u64 {
 
 fn finish(job: &mut Job) -> JobReport {
     let report = job.finish(PATIENCE).unwrap();
+    assert_complete(&report);
+    report
+}
+
+fn assert_complete(report: &JobReport) {
     println!("{report:?}");
     assert!(report.is_complete);
     assert_eq!(report.still_running, 0);
     // a machine that hides its first process also hides some releases
     assert!(report.without_final_record == 0 || hides_first_process());
-    report
 }
 
 /// 64 pages of three kinds, by a thread or on a CPU.
@@ -64,8 +68,7 @@ const UNSEEN_BYTES: u64 = 3 * 64 * 4096;
 fn until_end_ns(job: &mut Job) -> u64 {
     let children_ns: u64 = output(job).parse().unwrap();
     let pid = job.child().id();
-    wait_without_reaping(pid).unwrap();
-    thread::sleep(Duration::from_millis(20)); // it can be waited for before it leaves the CPU
+    wait_until_off_cpu(pid).unwrap();
     children_ns + schedstat(pid).unwrap().cpu_ns
 }
 
@@ -191,8 +194,7 @@ fn the_caller_and_its_other_children_are_not_counted() {
         let truth_ns = until_end_ns(&mut job);
         let report = job.finish(PATIENCE).unwrap();
         stop.store(true, Ordering::Relaxed);
-        println!("{report:?}");
-        assert!(report.is_complete);
+        assert_complete(&report);
         assert_used(&report, truth_ns);
         assert_eq!(report.processes, 2);
     });

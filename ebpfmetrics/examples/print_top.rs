@@ -156,6 +156,9 @@ fn run(options: &Options) -> anyhow::Result<ExitCode> {
         writeln!(stdout(), "{preflight}")?;
         return Ok(preflight.require().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS));
     }
+    if options.devices && !options.probes.contains(&Kind::Disk) {
+        anyhow::bail!("--devices needs the disk probe: add disk to --probes");
+    }
     let (stop, stopped) = bounded(1);
     ctrlc::set_handler(move || {
         if stop.try_send(()).is_err() {

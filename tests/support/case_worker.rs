@@ -175,7 +175,8 @@ fn read_children() -> anyhow::Result<()> {
     Ok(tell(&format!("{counts} ours_ns={ours_ns} truth_ns={truth_ns}"))?)
 }
 
-/// `own=PID tree=PIDS listed=PIDS row=PID members=NUMBER child=PID`, the pids as that namespace has them.
+/// `own=PID tree=PIDS listed=PIDS row=PID members=NUMBER child=PID`, with the pids of that
+/// namespace.
 pub(crate) fn filter_in_namespace() -> anyhow::Result<()> {
     suite::in_pid_namespace(true, || {
         // so that the pids of the parent and of the child are not the same as outside

@@ -190,12 +190,19 @@ pub fn wait_without_reaping(pid: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// As [`wait_for`], once the child has left its CPU: it can be waited for some moments before, and
-/// in an emulated machine these take milliseconds, which are in no rusage.
-pub fn wait_for_settled(pid: u32) -> io::Result<u64> {
+/// Waits until a child has ended and has left its CPU, and leaves it as a zombie. A child can be
+/// waited for some moments earlier. In an emulated machine these take milliseconds, which are
+/// missing in an rusage that is taken at once.
+pub fn wait_until_off_cpu(pid: u32) -> io::Result<()> {
     const MOMENTS: std::time::Duration = std::time::Duration::from_millis(20);
     wait_without_reaping(pid)?;
     std::thread::sleep(MOMENTS);
+    Ok(())
+}
+
+/// As [`wait_for`], with all of its CPU time.
+pub fn wait_for_settled(pid: u32) -> io::Result<u64> {
+    wait_until_off_cpu(pid)?;
     wait_for(pid)
 }
 

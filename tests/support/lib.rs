@@ -18,7 +18,7 @@ mod swap;
 pub use child::{
     ChildrenUsage, Unchecked, Workload, adopt_orphans, be_nice, become_real_time, die_with,
     die_with_parent, exit_thread, fork, fork_and_wait, fork_with_pid, in_pid_namespace, pin_to_cpu,
-    rusage_of_children, wait_for, wait_for_settled, wait_without_reaping,
+    rusage_of_children, wait_for, wait_for_settled, wait_until_off_cpu, wait_without_reaping,
 };
 pub use disk::{
     Diskstats, LoopDevice, Mounted, NullBlk, QuietVolume, Swap, Zram, device_id, device_name,

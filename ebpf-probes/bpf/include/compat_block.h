@@ -50,7 +50,7 @@ static __always_inline u32 request_disk(struct request *request)
 	return disk_device(request->q->disk);
 }
 
-/* The bytes of its current vector that a bio has done. The field has a new name since 7.3. */
+/* How many bytes of its current vector a bio has completed. The field has a new name in 7.3. */
 static __always_inline u32 vector_done(struct bio *bio)
 {
 	struct bio___offset *new = (void *)bio;

@@ -87,7 +87,10 @@ mod tests {
     #[test]
     fn the_text_ends_with_the_reason_without_statistics() {
         let mut log: String = (0..50).map(|line| format!("{line}: (b7) r0 = 0\n")).collect();
-        log.push_str("R1 type=ctx expected=fp\nprocessed 51 insns (limit 1000000)\n\n");
+        log.push_str(
+            "R1 type=ctx expected=fp\nprocessed 51 insns (limit 1000000)\n\n\
+                      subprog 2 (sum) static insns_self 0 insns_total 0 stack 0\n",
+        );
         let error = io::Error::from_raw_os_error(libc::EACCES);
         let error = VerifierError { call: "BPF_PROG_LOAD", error, log };
         assert_eq!(error.last_lines().len(), VerifierError::SHOWN);

@@ -137,8 +137,22 @@ impl ProbeSet {
     /// differ from those of the rows, which are of the initial PID namespace.
     /// [`Snapshot::row`](crate::Snapshot::row) finds its row.
     ///
-    /// The process lives, or its parent has not waited for it yet. `None` if there is no such
-    /// process. Reads the list of all processes.
+    /// Finds live processes and zombies; `None` if there is none with this pid. Reads the list of
+    /// all processes.
+    ///
+    /// ```no_run
+    /// use ebpfmetrics::{CpuProbe, Probe, ProbeSet};
+    ///
+    /// let mut set = ProbeSet::new()?;
+    /// let cpu = set.add(CpuProbe::builder())?;
+    /// let child = std::process::Command::new("make").spawn().expect("make is installed");
+    /// let id = set.process_id(child.id())?;
+    /// let snapshot = set.reset()?;
+    /// if let Some(row) = id.and_then(|id| snapshot.row(id)) {
+    ///     println!("{:?}", row[cpu].cpu_time);
+    /// }
+    /// # Ok::<(), ebpfmetrics::Error>(())
+    /// ```
     ///
     /// # Errors
     /// The kernel cannot be read.

@@ -15,9 +15,8 @@ pub enum CpuAccounting {
     #[default]
     Ledger,
     /// Charges the process that leaves a CPU at every context switch, by the growth of the
-    /// same counters. Costs tens of ns per switch; for comparison with the ledger. A process that
-    /// began after loading has at its end at least what the ledger says: a switch that was not seen
-    /// is made up for then.
+    /// same counters. Costs tens of ns per switch; for comparison with the ledger. If switches of a
+    /// process that began after loading were not seen, it gets their time when it ends.
     SchedSwitch,
 }
 

@@ -120,6 +120,11 @@ mod tests {
         queue.record(Duration::from_millis(500));
         device.record(Duration::from_secs(2));
         let latency = DiskLatency { operation: DiskOperation::Read, queue, device };
+        assert_eq!(latency.mean(), Some(Duration::from_millis(2500)));
+        assert_eq!(
+            DiskLatency { operation: DiskOperation::Read, ..Default::default() }.mean(),
+            None
+        );
         let disk = DiskDevice {
             latencies: vec![latency],
             busy: Some(Duration::from_millis(250)),

@@ -25,7 +25,7 @@ impl DiskLatency {
     /// `await` of `iostat`. `None` without operations.
     #[doc(alias = "await")]
     pub fn mean(&self) -> Option<Duration> {
-        Some(self.queue.mean().unwrap_or_default() + self.device.mean()?)
+        Some(self.queue.mean()? + self.device.mean()?)
     }
 
     /// Adds the latency of operations to a list in the order of operations.
